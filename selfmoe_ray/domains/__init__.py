@@ -1,0 +1,1 @@
+"""What an expert specialises in: one YAML and one seeds JSONL a domain."""

@@ -1,0 +1,181 @@
+"""Files of a run on any root: a local or NFS path, s3:// or gs://, through pyarrow's filesystems."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfmoe_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Storage:
+    """A folder on some filesystem; names inside it are relative, with forward slashes.
+
+    Every write is atomic: a temporary name and a rename locally, one put on object stores.
+    """
+
+    def __init__(self, root: str):
+        self.is_local = "://" not in root
+        self.root = str(Path(root).expanduser().absolute()) if self.is_local else root.rstrip("/")
+
+    @property
+    def _remote(self) -> tuple[Any, str]:
+        from pyarrow import fs
+
+        try:
+            filesystem, base = fs.FileSystem.from_uri(self.root)
+        except (ValueError, OSError) as error:
+            raise UserError(f"root: cannot open {self.root!r} ({error}); give a path, s3:// or gs://") from None
+        return filesystem, base
+
+    def path(self, name: str = "") -> str:
+        """The full path or URI of a name."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder of this name exists."""
+        if self.is_local:
+            return os.path.exists(self.path(name))
+        filesystem, base = self._remote
+        return filesystem.get_file_info(f"{base}/{name}").type.name != "NotFound"
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted names (relative to the root) of the files directly in a folder; [] where it is missing."""
+        if self.is_local:
+            where = Path(self.path(folder))
+            names = [entry.name for entry in where.iterdir() if entry.is_file()] if where.is_dir() else []
+            return sorted(f"{folder}/{name}" for name in names if not name.startswith(".tmp-"))
+        from pyarrow import fs
+
+        filesystem, base = self._remote
+        infos = filesystem.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
+        return sorted(f"{folder}/{info.base_name}" for info in infos if info.is_file)
+
+    def read_bytes(self, name: str) -> bytes:
+        """A file's content; FileNotFoundError names it where it is missing."""
+        if self.is_local:
+            return Path(self.path(name)).read_bytes()
+        filesystem, base = self._remote
+        with filesystem.open_input_stream(f"{base}/{name}") as stream:
+            return stream.read()
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file atomically, making its folder."""
+        if self.is_local:
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
+            try:
+                with open(temporary, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(temporary, target)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise UserError(
+                    f"cannot write {target}: {error.strerror}. Make room or choose another `root`; "
+                    "what is already written is kept, run again to go on."
+                ) from error
+            return
+        filesystem, base = self._remote
+        with filesystem.open_output_stream(f"{base}/{name}") as stream:
+            stream.write(data)
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder with all it holds; nothing happens where it is missing."""
+        if self.is_local:
+            path = Path(self.path(name))
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        filesystem, base = self._remote
+        kind = filesystem.get_file_info(f"{base}/{name}").type.name
+        if kind == "Directory":
+            filesystem.delete_dir(f"{base}/{name}")
+        elif kind == "File":
+            filesystem.delete_file(f"{base}/{name}")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value."""
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a value as indented JSON, atomically."""
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """The objects of a JSON-lines file that this package wrote."""
+        return [json.loads(line) for line in self.read_bytes(name).decode().splitlines() if line.strip()]
+
+    def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write one JSON object a line, atomically."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.write_bytes(name, text.encode())
+
+    def read_table(self, name: str) -> pa.Table:
+        """A Parquet file as an Arrow table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write an Arrow table as one Parquet file, atomically."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    @contextmanager
+    def local_folder_to_write(self, name: str) -> Iterator[Path]:
+        """A fresh local folder for libraries that write files themselves.
+
+        When the block ends without an error its content replaces the folder `name`.
+        """
+        parent = Path(self.path(name)).parent if self.is_local else Path(tempfile.gettempdir())
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+        try:
+            yield temporary
+            self.delete(name)
+            if self.is_local:
+                temporary.chmod(0o755)
+                os.replace(temporary, self.path(name))
+            else:
+                for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+                    self.write_bytes(f"{name}/{file.relative_to(temporary).as_posix()}", file.read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path(name)}: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    @contextmanager
+    def local_folder_to_read(self, name: str) -> Iterator[Path]:
+        """The folder `name` as a local path: itself on a local root, else a temporary download."""
+        if self.is_local:
+            yield Path(self.path(name))
+            return
+        from pyarrow import fs
+
+        filesystem, base = self._remote
+        temporary = Path(tempfile.mkdtemp(prefix="selfmoe-"))
+        try:
+            fs.copy_files(f"{base}/{name}", str(temporary), source_filesystem=filesystem)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
