@@ -1,0 +1,1 @@
+"""The model: a frozen base, stacked LoRA experts on every linear layer, and a gate."""

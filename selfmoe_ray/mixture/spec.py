@@ -1,0 +1,57 @@
+"""What a mixture is, apart from its weights: the `mixse` section of a checkpoint's config.json."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from selfmoe_ray.config import MixtureConfig, RouterShape, Section
+
+
+class MixtureSpec(Section):
+    """Experts in order, their LoRA shapes, the router's shape, and the base they belong to.
+
+    `ranks` and `alphas` have one value an expert: a mixture of existing adapters may mix them.
+    `base_model` is the value the user gave, `base_hash` its content hash ("" for unknown).
+    """
+
+    experts: tuple[str, ...] = Field(min_length=1)
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    num_experts_per_tok: int = Field(1, ge=1)
+    router: RouterShape = RouterShape()
+    base_model: str = ""
+    base_hash: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MixtureSpec:
+        count = len(self.experts)
+        if len(set(self.experts)) != count:
+            raise ValueError(f"experts must have distinct names, found {', '.join(self.experts)}")
+        if len(self.ranks) != count or len(self.alphas) != count:
+            raise ValueError(f"{count} experts need {count} ranks and alphas")
+        if self.num_experts_per_tok > count:
+            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}, but there are {count} experts")
+        return self
+
+    @property
+    def rank(self) -> int:
+        """The rank that every expert is padded to with zeros in the stacked layer."""
+        return max(self.ranks)
+
+    @property
+    def scalings(self) -> tuple[float, ...]:
+        """alpha / r of each expert."""
+        return tuple(alpha / rank for alpha, rank in zip(self.alphas, self.ranks, strict=True))
+
+    @classmethod
+    def uniform(cls, experts: list[str], config: MixtureConfig, base_model: str = "", base_hash: str = "") -> MixtureSpec:
+        """A mixture whose experts all have the config's rank and alpha."""
+        return cls(
+            experts=tuple(experts),
+            ranks=(config.rank,) * len(experts),
+            alphas=(config.alpha,) * len(experts),
+            num_experts_per_tok=min(config.num_experts_per_tok, len(experts)),
+            router=config.router,
+            base_model=base_model,
+            base_hash=base_hash,
+        )
