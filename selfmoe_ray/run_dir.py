@@ -131,9 +131,25 @@ class RunDir:
         manifest = self.read_manifest(folder)
         if manifest is None:
             return False
-        change = _first_change(manifest["settings"], settings) or _first_change(manifest["inputs"], inputs)
+        self._refuse_other(folder, manifest, {"settings": settings, "inputs": inputs}, redo)
+        return True
+
+    def begin(self, folder: str, settings: dict[str, Any], redo: str) -> None:
+        """Say what unfinished work in a folder is made with, before the first of it is written.
+
+        Raises UserError, as `is_done`, where the folder holds unfinished work made otherwise.
+        """
+        name = f"{folder}/begun.json"
+        if self.storage.exists(name):
+            self._refuse_other(folder, self.storage.read_json(name), {"settings": settings}, redo)
+        else:
+            self.storage.write_json(name, {"settings": settings})
+
+    def _refuse_other(self, folder: str, found_work: dict[str, Any], work: dict[str, Any], redo: str) -> None:
+        changes = (_first_change(found_work[key], work[key]) for key in work)
+        change = next(filter(None, changes), None)
         if change is None:
-            return True
+            return
         field, found, asked = change
         raise UserError(
             f"{self.storage.path(folder)} was made with {field} = {found!r}; this config asks for {asked!r}.\n"

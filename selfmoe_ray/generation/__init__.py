@@ -1,0 +1,1 @@
+"""Seeds to instructions to responses: the base model writes the data of its own experts."""
