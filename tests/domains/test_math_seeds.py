@@ -34,7 +34,7 @@ def integral(function: Callable[[float], float], low: float, high: float, steps:
 
 
 def remainder(polynomial: Callable[[int], int], at: int) -> int:
-    """Of the division by x - at: the constant that x - at divides all values less."""
+    """Of the division by x - at: what is to be taken off every value so that n - at divides it."""
     return next(
         r for r in count() if all((polynomial(n) - r) % (n - at) == 0 for n in range(at + 1, at + 99))
     )
@@ -129,6 +129,10 @@ def test_final_answer(seed: Seed) -> None:
 def test_calculations_hold(seed: Seed) -> None:
     for left, right in equations(seed.output):
         assert evaluate(left) == evaluate(right), f"{left}={right}"
+
+
+def test_every_entry_of_the_table_has_its_seed() -> None:
+    assert len(ANSWERS) == len(SEEDS)
 
 
 def test_most_solutions_have_calculations_that_are_checked() -> None:

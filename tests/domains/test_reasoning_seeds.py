@@ -53,7 +53,7 @@ def truth(names: str, rule: Callable[[dict[str, bool]], bool]) -> dict[str, bool
 
 
 def follows(sets: int, premises: Callable[..., object], conclusion: Callable[..., object]) -> bool:
-    """Whether every choice of non-empty sets over three things that obeys the premises obeys the conclusion."""
+    """Whether the conclusion holds for all non-empty sets over three things that obey the premises."""
     things = [frozenset(t for t in range(3) if bits >> t & 1) for bits in range(1, 8)]
     return all(conclusion(*world) for world in product(things, repeat=sets) if premises(*world))
 
@@ -161,6 +161,10 @@ def test_final_answer(seed: Seed) -> None:
     found = re.search(r"So the answer is (.+)\.$", seed.output)
     assert found, f"no final answer: {seed.output}"
     assert found[1] == expected
+
+
+def test_every_entry_of_the_tables_has_its_seed() -> None:
+    assert len(ANSWERS) + len(BY_HAND) == len(SEEDS)
 
 
 def test_yes_and_no_are_about_as_frequent() -> None:
