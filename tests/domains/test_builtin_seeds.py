@@ -12,7 +12,10 @@ from itertools import combinations
 import pytest
 from rapidfuzz.distance import LCSseq
 
+from selfmoe_ray.config import FilterConfig
 from selfmoe_ray.domains.domain import SHAPES, builtin_names, load_domain
+from selfmoe_ray.generation.filters import check_response, check_task
+from selfmoe_ray.generation.shapes import SHAPES as CHECKED_SHAPES
 from selfmoe_ray.records import Seed
 
 BUILTIN = ["coding", "knowledge", "math", "reasoning"]
@@ -70,6 +73,19 @@ def test_no_placeholders(name: str) -> None:
         assert not re.search(
             r"\b(TODO|TBD|lorem|foo|placeholder)\b|<\w+>|_{3,}", f"{task(seed)} {seed.output}", re.I
         )
+
+
+def test_each_shape_that_a_domain_may_name_has_its_check() -> None:
+    assert set(SHAPES) == set(CHECKED_SHAPES)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_seeds_pass_the_filters_of_generated_rows(name: str) -> None:
+    domain = load_domain(name)
+    for seed in domain.seeds:
+        assert check_task(seed.instruction, seed.input, domain.shape, FilterConfig()) is None
+        response = check_response(seed.instruction, seed.input, seed.output, domain.shape, FilterConfig())
+        assert response is None, seed
 
 
 @pytest.mark.parametrize("seed", KNOWLEDGE, ids=lambda seed: seed.instruction[:30])
