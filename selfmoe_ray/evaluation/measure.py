@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from selfmoe_ray.evaluation.nll import Batch, batch_nll
 from selfmoe_ray.evaluation.routing import RoutingStatistics
 from selfmoe_ray.evaluation.statistics import Estimate, mean, mean_over_domains, paired_difference
@@ -36,7 +34,7 @@ def score(model: MixtureModel, batches: Sequence[Batch], system: str, gate: Gate
     start, tokens, samples = time.monotonic(), 0, []
     for done, batch in enumerate(batches, start=1):
         for row, nll in zip(batch.rows, batch_nll(model, batch, gate), strict=True):
-            samples.append(Sample(row.row_set, row.domain, row.id, system, row.response_tokens, nll))
+            samples.append(Sample(batch.row_set, row.domain, row.id, system, row.response_tokens, nll))
         tokens += int(batch.attention_mask.sum())
         rate = tokens / (time.monotonic() - start)
         emit("measure", system=system, batch=f"{done}/{len(batches)}", tokens_per_second=round(rate, 1))
@@ -56,7 +54,9 @@ def score_systems(
         with model.record_gates() if system == MIXSE else nullcontext() as recorded:
             samples += score(model, batches, system, gate, emit)
         for batch, gates in zip(batches, recorded or [], strict=system == MIXSE):
-            _count_routing(routing, model, domains, batch, gates)
+            empty = RoutingStatistics(domains, list(model.spec.experts), gates.shape[0])
+            statistics = routing.setdefault(batch.row_set, empty)
+            statistics.add([row.domain for row in batch.rows], gates[:, :, :-1], batch.predicts)
     return samples + oracle_samples(samples), routing
 
 
@@ -67,22 +67,6 @@ def oracle_samples(samples: Sequence[Sample]) -> list[Sample]:
         for sample in samples
         if sample.system == expert_system(sample.domain)
     ]
-
-
-def _count_routing(
-    routing: dict[str, RoutingStatistics],
-    model: MixtureModel,
-    domains: list[str],
-    batch: Batch,
-    gates: torch.Tensor,
-) -> None:
-    for row_set in {row.row_set for row in batch.rows}:
-        chosen = torch.tensor([row.row_set == row_set for row in batch.rows], device=batch.labels.device)
-        statistics = routing.setdefault(
-            row_set, RoutingStatistics(domains, list(model.spec.experts), gates.shape[0])
-        )
-        counted = batch.predicts & chosen[:, None]
-        statistics.add([row.domain for row in batch.rows], gates[:, :, :-1], counted)
 
 
 def summarise(samples: Sequence[Sample], domains: list[str]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfmoe_ray.evaluation.nll import MeasuredRow
+from selfmoe_ray.evaluation.nll import response_start
 from selfmoe_ray.mixture.model import MixtureModel
+from selfmoe_ray.training.dataset import TokenizedRow
 
 
 def token_texts(tokenizer: Any, token_ids: list[int]) -> list[str]:
@@ -38,21 +39,21 @@ def trace(tokenizer: Any, token_ids: list[int], gates: Tensor) -> list[dict[str,
 
 
 @torch.inference_mode()
-def passage(model: MixtureModel, tokenizer: Any, row: MeasuredRow) -> dict[str, Any]:
+def passage(model: MixtureModel, tokenizer: Any, row: TokenizedRow) -> dict[str, Any]:
     """A row's reference response, each token with the MiXSE gates of the position that predicts it."""
     input_ids = torch.tensor([row.input_ids], device=_device(model))
-    tokens = trace_response(model, tokenizer, input_ids, row.response_start)
-    return {"row_set": row.row_set, "domain": row.domain, "row": row.id, "tokens": tokens}
+    tokens = trace_response(model, tokenizer, input_ids, response_start(row))
+    return {"domain": row.domain, "row": row.id, "tokens": tokens}
 
 
 def trace_response(
-    model: MixtureModel, tokenizer: Any, input_ids: Tensor, response_start: int
+    model: MixtureModel, tokenizer: Any, input_ids: Tensor, start: int
 ) -> list[dict[str, Any]]:
-    """Trace the tokens from `response_start` of one row [1, seq] in one pass; see `trace`."""
+    """Trace the tokens from `start` of one row [1, seq] in one pass; see `trace`."""
     with model.record_gates() as recorded:
         model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
-    gates = recorded[0][:, 0, response_start - 1 : -1].cpu()
-    return trace(tokenizer, input_ids[0, response_start:].tolist(), gates)
+    gates = recorded[0][:, 0, start - 1 : -1].cpu()
+    return trace(tokenizer, input_ids[0, start:].tolist(), gates)
 
 
 @torch.inference_mode()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfmoe_ray.evaluation.nll import IGNORED, MeasuredRow
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.training.dataset import IGNORED, TokenizedRow
 
 EXPERTS = ("math", "coding", "knowledge")
 
@@ -35,17 +35,16 @@ def tokenizer(tiny_model_dir: Callable[..., Path]):
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[MeasuredRow]:
-    """Rows of unequal lengths, two a domain and row set."""
+def rows() -> list[TokenizedRow]:
+    """Rows of unequal lengths, four a domain."""
     generator = torch.Generator().manual_seed(2)
     made = []
     for index in range(12):
         length, prompt = 9 + 5 * index, 3 + 2 * index
         ids = torch.randint(4, 320, (length,), generator=generator).tolist()
         made.append(
-            MeasuredRow(
+            TokenizedRow(
                 id=f"row/{index}",
-                row_set="held_out" if index % 2 else "seeds",
                 domain=EXPERTS[index % 3],
                 input_ids=ids,
                 labels=[IGNORED] * prompt + ids[prompt:],

@@ -5,15 +5,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from selfmoe_ray.evaluation.nll import IGNORED, batch_nll, make_batches
+from selfmoe_ray.evaluation.nll import batch_nll, make_batches
 from selfmoe_ray.evaluation.systems import systems
 from selfmoe_ray.mixture.checkpoint import save_expert
 from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.training.dataset import IGNORED
 
 
 def score(model, rows, gate, max_tokens=256):
     scores = {}
-    for batch in make_batches(rows, pad_token_id=2, max_tokens=max_tokens):
+    for batch in make_batches("seeds", rows, pad_token_id=2, max_tokens=max_tokens):
         scores |= dict(zip([row.id for row in batch.rows], batch_nll(model, batch, gate), strict=True))
     return scores
 
@@ -47,7 +48,7 @@ def test_a_rows_score_does_not_depend_on_its_batch(mixture, rows, system):
 
 
 def test_batches_hold_every_row_once_within_the_limit(rows):
-    batches = make_batches(rows, pad_token_id=2, max_tokens=150)
+    batches = make_batches("seeds", rows, pad_token_id=2, max_tokens=150)
     assert sorted(row.id for batch in batches for row in batch.rows) == sorted(row.id for row in rows)
     assert all(batch.input_ids.numel() <= 150 for batch in batches)
     lengths = [len(row.input_ids) for batch in batches for row in batch.rows]
@@ -55,7 +56,7 @@ def test_batches_hold_every_row_once_within_the_limit(rows):
 
 
 def test_the_positions_that_count_predict_the_response(rows):
-    for batch in make_batches(rows, pad_token_id=2, max_tokens=300):
+    for batch in make_batches("seeds", rows, pad_token_id=2, max_tokens=300):
         assert batch.predicts.sum(1).tolist() == [row.response_tokens for row in batch.rows]
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from selfmoe_ray.evaluation.nll import response_start
 from selfmoe_ray.evaluation.tracing import answer, passage, token_texts
 from selfmoe_ray.mixture.gate import Gate
 
@@ -22,7 +23,7 @@ def test_a_passage_has_the_gates_that_predicted_each_token(mixture, tokenizer, r
     assert len(traced) == row.response_tokens
     with mixture.record_gates() as recorded, torch.inference_mode():
         mixture(input_ids=torch.tensor([row.input_ids]))
-    expected = recorded[0][:, 0, row.response_start - 1 : -1].mean(0)
+    expected = recorded[0][:, 0, response_start(row) - 1 : -1].mean(0)
     assert torch.tensor([token["gate"] for token in traced]) == pytest.approx(expected, abs=1e-4)
     assert [token["expert"] for token in traced] == expected.argmax(-1).tolist()
 

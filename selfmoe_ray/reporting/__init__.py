@@ -1,0 +1,1 @@
+"""A finished run as tables, figures and one page that opens offline."""

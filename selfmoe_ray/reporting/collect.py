@@ -1,0 +1,136 @@
+"""Reads what a run directory holds into plain values; parts that are not there yet are None or empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from selfmoe_ray.config import RunConfig
+from selfmoe_ray.domains.domain import Domain
+from selfmoe_ray.records import Example, Reject
+from selfmoe_ray.run_dir import RunDir
+
+SAMPLES_PER_DOMAIN = 4
+PHASES = ("brainstorm", "respond")
+
+
+@dataclass(frozen=True)
+class DomainFacts:
+    """One domain's generated data; counts: of its manifest (`PhaseCounts.summary` a phase)."""
+
+    name: str
+    covers: str
+    asked: int
+    counts: dict[str, Any]
+    samples: list[Example]
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: wall-clock seconds, and the tokens that it read or made (None: not counted)."""
+
+    name: str
+    seconds: float
+    tokens: int | None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """All that the page shows."""
+
+    run_name: str
+    config: RunConfig
+    provenance: dict[str, Any]
+    domains: list[DomainFacts]
+    expert_metrics: dict[str, list[dict[str, Any]]]
+    router_metrics: list[dict[str, Any]]
+    parameters: dict[str, Any] | None
+    nll: dict[str, Any] | None
+    routing: dict[str, Any] | None
+    answers: list[dict[str, Any]]
+    passages: list[dict[str, Any]]
+    stages: list[Stage]
+
+
+def collect(config: RunConfig, domains: list[Domain], run_dir: RunDir) -> RunFacts:
+    """Read a run, finished or not."""
+    names = [domain.name for domain in domains]
+    measured = run_dir.read_manifest(run_dir.MEASURE)
+    traces = _read_json(run_dir, f"{run_dir.MEASURE}/answer.json") if measured else None
+    return RunFacts(
+        run_name=run_dir.run_name,
+        config=config,
+        provenance=_read_json(run_dir, run_dir.PROVENANCE) or {},
+        domains=[_domain_facts(config, domain, run_dir) for domain in domains],
+        expert_metrics={
+            name: _read_jsonl(run_dir, f"{run_dir.expert(name)}/metrics.jsonl") for name in names
+        },
+        router_metrics=_read_jsonl(run_dir, f"{run_dir.ROUTER}/metrics.jsonl"),
+        parameters=measured["counts"]["parameters"] if measured else None,
+        nll=_read_json(run_dir, f"{run_dir.MEASURE}/nll.json") if measured else None,
+        routing=_read_json(run_dir, f"{run_dir.MEASURE}/routing.json") if measured else None,
+        answers=traces["answers"] if traces else [],
+        passages=traces["passages"] if traces else [],
+        stages=_stages(names, run_dir),
+    )
+
+
+def _domain_facts(config: RunConfig, domain: Domain, run_dir: RunDir) -> DomainFacts:
+    manifest = run_dir.read_manifest(run_dir.data(domain.name))
+    return DomainFacts(
+        name=domain.name,
+        covers=domain.covers,
+        asked=config.generation.examples_per_domain,
+        counts=manifest["counts"] if manifest else {},
+        samples=_spread(run_dir.read_examples(domain.name)) if manifest else [],
+        rejects=_one_a_reason(run_dir.read_rejects(domain.name)) if manifest else [],
+    )
+
+
+def _spread(rows: list[Example]) -> list[Example]:
+    """A few rows at equal distances, the first among them: no choice of the best."""
+    step = max(1, len(rows) // SAMPLES_PER_DOMAIN)
+    return rows[::step][:SAMPLES_PER_DOMAIN]
+
+
+def _one_a_reason(rejects: list[Reject]) -> list[Reject]:
+    """The first reject of each phase and reason."""
+    first: dict[tuple[str, str], Reject] = {}
+    for reject in rejects:
+        first.setdefault((reject.phase, reject.reason), reject)
+    return list(first.values())
+
+
+def _stages(names: list[str], run_dir: RunDir) -> list[Stage]:
+    folders = {
+        "generation": [run_dir.data(name) for name in names],
+        "experts": [run_dir.expert(name) for name in names],
+        "router": [run_dir.ROUTER],
+        "checkpoint": [run_dir.MIXSE],
+        "measure": [run_dir.MEASURE],
+    }
+    stages = []
+    for stage, members in folders.items():
+        manifests = [manifest for member in members if (manifest := run_dir.read_manifest(member))]
+        if manifests:
+            # Domains and experts are made side by side, so the longest is the stage's wall clock.
+            seconds = max(manifest["seconds"] for manifest in manifests)
+            tokens = [_tokens(manifest["counts"]) for manifest in manifests]
+            counted = [count for count in tokens if count is not None]
+            stages.append(Stage(stage, seconds, sum(counted) if counted else None))
+    return stages
+
+
+def _tokens(counts: dict[str, Any]) -> int | None:
+    if "brainstorm" in counts:
+        return sum(counts[phase]["completion_tokens"] for phase in PHASES if phase in counts)
+    return counts.get("tokens")
+
+
+def _read_json(run_dir: RunDir, name: str) -> Any:
+    return run_dir.storage.read_json(name) if run_dir.storage.exists(name) else None
+
+
+def _read_jsonl(run_dir: RunDir, name: str) -> list[dict[str, Any]]:
+    return run_dir.storage.read_jsonl(name) if run_dir.storage.exists(name) else []
