@@ -54,7 +54,8 @@ class FilterConfig(Section):
 
 
 class GenerationConfig(Section):
-    """From seeds to examples."""
+    """From seeds to examples. `seeds_per_domain`: at most so many are shown to the method; the others
+    of a domain are held out for measuring."""
 
     examples_per_domain: int = Field(5000, ge=1)
     accept_fewer: bool = False

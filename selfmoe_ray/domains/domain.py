@@ -83,17 +83,12 @@ def load_domains(values: list[str]) -> list[Domain]:
 
 
 def split_seeds(domain: Domain, used: int, seed: int) -> tuple[list[Seed], list[Seed]]:
-    """Draw the seeds that the method may see; the second list is held out.
+    """Draw at most `used` seeds that the method may see; the second list is held out.
 
-    The same for the same domain and `seed`; a larger `used` keeps what a smaller one drew.
-    Raises UserError where the domain has fewer than `used` seeds.
+    The same for the same domain and `seed`; a larger `used` keeps what a smaller one drew. A domain
+    with no more than `used` seeds shows them all and holds none out.
     """
     count = len(domain.seeds)
-    if used > count:
-        raise UserError(
-            f"generation.seeds_per_domain: {used} asked, but domain {domain.name!r} has {count} seeds; "
-            f"ask for at most {count}, or add rows to its seeds.jsonl"
-        )
     order = random.Random(f"{domain.name}/{seed}").sample(range(count), count)
     drawn = [domain.seeds[index] for index in order]
     return drawn[:used], drawn[used:]

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from selfmoe_ray.base_model import BaseModel, check_hash, load_model, resolve
+from selfmoe_ray.base_model import BaseModel, check_hash, load_model, load_tokenizer, resolve
 from selfmoe_ray.config import RouterShape
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.model import MixtureModel, attach
@@ -107,23 +108,35 @@ def load_router(model: MixtureModel, folder: Path) -> None:
 
 
 def save_mixse(model: MixtureModel, folder: Path, base: BaseModel) -> None:
-    """Write the directory that transformers, vLLM and Ray Serve load; it refers to its base.
-
-    The base's config stays readable by AutoConfig: `model_type` is the base's, and everything of
-    ours is inside the `mixse` key.
-    """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
+    """Write the directory that transformers, vLLM and Ray Serve load; it refers to its base."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(model.spec.experts):
         save_expert(model, index, folder / EXPERTS / name)
     save_router(model, folder)
-    AutoTokenizer.from_pretrained(base.path).save_pretrained(str(folder))
+    _write_base_files(model.spec, folder, base)
+
+
+def assemble_mixse(spec: MixtureSpec, experts: dict[str, Path], router: Path, folder: Path, base: BaseModel) -> None:
+    """What `save_mixse` writes, from adapters and a router that are files already; loads no weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, adapter in experts.items():
+        (folder / EXPERTS / name).mkdir(parents=True)
+        for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+            shutil.copyfile(adapter / file, folder / EXPERTS / name / file)
+    shutil.copyfile(router / ROUTER_WEIGHTS, folder / ROUTER_WEIGHTS)
+    _write_base_files(spec, folder, base)
+
+
+def _write_base_files(spec: MixtureSpec, folder: Path, base: BaseModel) -> None:
+    """The base's tokenizer and config; AutoConfig still reads it, what is ours is in the `mixse` key."""
+    from transformers import AutoConfig, GenerationConfig
+
+    load_tokenizer(base.path).save_pretrained(str(folder))
     if (Path(base.path) / "generation_config.json").exists():
         GenerationConfig.from_pretrained(base.path).save_pretrained(str(folder))
     config = AutoConfig.from_pretrained(base.path).to_dict()
     config["architectures"] = [f"Mixse{name}" for name in config["architectures"]]
-    config["mixse"] = model.spec.model_dump(mode="json")
+    config["mixse"] = spec.model_dump(mode="json")
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

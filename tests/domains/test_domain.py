@@ -207,11 +207,8 @@ def test_split_depends_on_the_seed_and_grows_with_used() -> None:
     assert split_seeds(domain, used=20, seed=7)[0][:10] == shown
 
 
-def test_split_may_use_all_seeds_but_no_more(tmp_path: Path) -> None:
+def test_split_of_few_seeds_shows_them_all(tmp_path: Path) -> None:
     domain = load_domain(write(tmp_path / "cooking"))
-    assert split_seeds(domain, used=3, seed=0)[1] == []
-    with pytest.raises(UserError) as caught:
-        split_seeds(domain, used=4, seed=0)
-    message = str(caught.value)
-    assert "generation.seeds_per_domain: 4 asked, but domain 'cooking' has 3 seeds" in message
-    assert "ask for at most 3, or add rows to its seeds.jsonl" in message
+    for used in (3, 100):
+        shown, held_out = split_seeds(domain, used=used, seed=0)
+        assert len(shown) == 3 and held_out == []
