@@ -152,7 +152,7 @@ def _data(facts: RunFacts) -> dict[str, Any]:
     return {
         "yields_table": tables.yields(facts),
         "rejects_table": tables.rejects(facts),
-        "yield_figure": figures.stacked_bars(bars, "Completions by what became of them"),
+        "yield_figure": figures.stacked_bars(bars, "What became of the tasks that were drawn"),
         "yield_legend": figures.legend(parts, "fill"),
     }
 
@@ -163,9 +163,9 @@ def _destinations(counts: dict[str, Any]) -> dict[str, int]:
     kept = counts["examples"]
     return {
         "examples": kept,
-        "answers rejected": rejected[1],
-        "tasks rejected": rejected[0],
-        "valid but not needed": max(0, tasks.get("valid", 0) - kept - rejected[1]),
+        "answer rejected": rejected[1],
+        "task rejected": rejected[0],
+        "not needed": max(0, tasks.get("valid", 0) - kept - rejected[1]),
     }
 
 

@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,27 @@ from selfmoe_ray.reporting.collect import PHASES, RunFacts
 
 Cell = str | int | float | None
 
-FORMATS = {
-    "text": "{}",
-    "integer": "{:,}",
-    "nll": "{:.3f}",
-    "difference": "{:+.3f}",
-    "percent": "{:.1%}",
-    "share": "{:.3%}",
-    "seconds": "{:,.1f}",
-    "bits": "{:.2f}",
+
+def signed(value: float) -> str:
+    """With its sign, and a minus of the width of a plus."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def visible(text: str) -> str:
+    """A token with its spaces and line ends made visible."""
+    return text.replace(" ", "\N{MIDDLE DOT}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "text": str,
+    "token": visible,
+    "integer": "{:,}".format,
+    "nll": "{:.3f}".format,
+    "difference": signed,
+    "percent": "{:.1%}".format,
+    "share": "{:.3%}".format,
+    "seconds": "{:,.1f}".format,
+    "bits": "{:.2f}".format,
 }
 
 
@@ -32,6 +44,11 @@ class Column:
 
     title: str
     kind: str = "text"
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its cells are aligned as numbers."""
+        return self.kind not in ("text", "token")
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Table:
     def shown(self, row: int, column: int) -> str:
         """A cell as text; an en dash where there is no value."""
         value = self.rows[row][column]
-        return "–" if value is None else FORMATS[self.columns[column].kind].format(value)
+        return "–" if value is None else FORMATS[self.columns[column].kind](value)
 
     def to_csv(self) -> str:
         """The headings and the plain values."""
@@ -163,7 +180,7 @@ def system_title(name: str) -> str:
         "mixse-fitted": "MiXSE, router only fitted to labels",
         "oracle": "own domain's expert (oracle)",
         "uniform": "uniform gates",
-        "random": "random expert per token",
+        "random": "a random expert per token",
     }
     if name.startswith("expert-"):
         return f"expert {name.removeprefix('expert-')}"
@@ -211,7 +228,7 @@ def routing_layers(facts: RunFacts) -> Table:
 def trace(name: str, caption: str, tokens: list[dict[str, Any]], experts: list[str]) -> Table:
     """A traced text, one row a token."""
     columns = [
-        Column("token"),
+        Column("token", "token"),
         Column("top expert"),
         *(Column(f"mean gate {expert}", "nll") for expert in experts),
     ]

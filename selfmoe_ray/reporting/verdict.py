@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from selfmoe_ray.reporting.collect import RunFacts
-from selfmoe_ray.reporting.tables import ROW_SETS, system_title
+from selfmoe_ray.reporting.tables import ROW_SETS, signed
 
 # A difference within this many standard errors of zero is called no clear difference.
 CLEAR = 2.0
-COMPARED = ("base", "uniform", "random")
 
 
-def verdict(facts: RunFacts) -> list[str]:
-    """One line a row set: MiXSE's mean NLL against the systems it should beat, and the oracle."""
-    if facts.nll is None:
-        return []
-    row_sets = facts.nll["row_sets"]
-    return [
-        _line(row_set, row_sets[row_set]["systems"])
-        for row_set in row_sets
-        if _is_complete(row_sets[row_set])
-    ]
+@dataclass(frozen=True)
+class Verdict:
+    """One row set's: MiXSE's mean NLL, and how it stands to each system it should beat and to the oracle."""
+
+    headline: str
+    comparisons: list[str]
+
+
+def verdict(facts: RunFacts) -> list[Verdict]:
+    """One for each row set on which MiXSE and the single experts were measured."""
+    row_sets = facts.nll["row_sets"] if facts.nll else {}
+    return [_of_row_set(name, row_sets[name]["systems"]) for name in row_sets if _is_complete(row_sets[name])]
 
 
 def warnings(facts: RunFacts) -> list[str]:
@@ -52,23 +54,27 @@ def _is_complete(measured: dict[str, Any]) -> bool:
     return "mixse" in systems and any(name.startswith("expert-") for name in systems)
 
 
-def _line(row_set: str, systems: dict[str, Any]) -> str:
+def _of_row_set(row_set: str, systems: dict[str, Any]) -> Verdict:
     ours = systems["mixse"]["mean_nll"]
-    others = [name for name in (*COMPARED, best_expert(systems)) if name in systems]
-    clauses = [_comparison(name, systems[name]) for name in others]
-    line = f"On {ROW_SETS[row_set]}, MiXSE's mean NLL is {ours:.3f}: {'; '.join(clauses)}"
+    best = best_expert(systems)
+    titles = {
+        "base": "the base",
+        best: f"the best single expert, {best.removeprefix('expert-')}",
+        "uniform": "uniform gates",
+        "random": "a random expert per token",
+    }
+    comparisons = [_comparison(title, systems[name]) for name, title in titles.items() if name in systems]
     if "oracle" in systems:
         oracle = systems["oracle"]["mean_nll"]
         side = "above" if ours > oracle else "below"
-        line += f"; {abs(ours / oracle - 1):.1%} {side} the oracle ({oracle:.3f})"
-    return f"{line}."
+        comparisons.append(f"{abs(ours / oracle - 1):.1%} {side} the own-domain oracle: {oracle:.3f}")
+    return Verdict(f"On {ROW_SETS[row_set]}, MiXSE's mean response NLL is {ours:.3f}", comparisons)
 
 
-def _comparison(name: str, system: dict[str, Any]) -> str:
-    title = f"the best single one, {system_title(name)}" if name.startswith("expert-") else system_title(name)
+def _comparison(title: str, system: dict[str, Any]) -> str:
     difference, error = (system["mixse_minus_mean"][key] for key in ("difference", "standard_error"))
     spread = "" if error is None else f" ± {error:.3f}"
-    shown = f"({system['mean_nll']:.3f}, {difference:+.3f}{spread})"
+    numbers = f"{system['mean_nll']:.3f}, difference {signed(difference)}{spread}"
     if error is not None and abs(difference) < CLEAR * error:
-        return f"not clearly different from {title} {shown}"
-    return f"{'below' if difference < 0 else 'above'} {title} {shown}"
+        return f"not clearly different from {title}: {numbers}"
+    return f"{'below' if difference < 0 else 'above'} {title}: {numbers}"

@@ -112,9 +112,9 @@ def test_every_table_has_its_csv_in_the_page_and_beside_it(html, finished):
 
 def test_the_header_says_how_mixse_compares(html):
     text = Page(html).text
-    assert "MiXSE's mean NLL is 1.030: below base (1.700, -0.670 ± 0.020)" in text
-    assert "below the best single one, expert coding (1.450, -0.420 ± 0.020)" in text
-    assert "1.0% above the oracle (1.020)" in text
+    assert "MiXSE's mean response NLL is 1.030 below the base: 1.700, difference −0.670 ± 0.020" in text
+    assert "below the best single expert, coding: 1.450, difference −0.420 ± 0.020" in text
+    assert "1.0% above the own-domain oracle: 1.020" in text
 
 
 def test_a_finished_run_has_no_warning(html):
@@ -176,4 +176,4 @@ def test_a_standard_error_may_be_missing(config, finished):
     measured = json.loads(text.replace('"standard_error": 0.02', '"standard_error": null'))
     finished.storage.write_json("measure/nll.json", measured)
     write_report(config, finished)
-    assert "below base (1.700, -0.670)" in Page(read(finished)).text
+    assert "below the base: 1.700, difference −0.670 below" in Page(read(finished)).text
