@@ -118,7 +118,7 @@ class Storage:
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The objects of a JSON-lines file that this package wrote."""
-        return [json.loads(line) for line in self.read_bytes(name).decode().splitlines() if line.strip()]
+        return [json.loads(line) for line in self.read_bytes(name).decode().split("\n") if line.strip()]
 
     def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write one JSON object a line, atomically."""
