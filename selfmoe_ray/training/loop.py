@@ -1,0 +1,225 @@
+"""The one training loop: for experts, router, joint training and single merged adapters. No Ray."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.mixture.model import MixtureModel
+from selfmoe_ray.training.dataset import IGNORED, TokenizedRow, collate
+from selfmoe_ray.training.plan import Schedule, StepRow, micro_batches, step_rows
+
+CHECKPOINT_TAG = "state"
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What has a loss mean, a schedule and an optimizer group of its own: an expert, or the router."""
+
+    name: str
+    rows: Sequence[TokenizedRow]
+    schedule: Schedule
+    parameters: list[nn.Parameter]
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the steps are computed; nothing here changes what is learnt."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    micro_batch_size: int = 8
+    gradient_checkpointing: bool = False
+    checkpoint_every_steps: int = 50
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step: mean response NLL (nats) of each active learner, tokens and pace of all workers."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    tokens: int
+    tokens_per_second: float
+    seconds_left: float
+
+
+GateOf = Callable[[Sequence[TokenizedRow]], Gate]
+
+
+def domain_gate(domains: Sequence[str]) -> GateOf:
+    """Each row uses the expert of its own domain alone; `domains` in the order of the mixture's experts."""
+    index = {domain: number for number, domain in enumerate(domains)}
+
+    def gate(rows: Sequence[TokenizedRow]) -> Gate:
+        return Gate.rows(F.one_hot(torch.tensor([index[row.domain] for row in rows]), len(index)))
+
+    return gate
+
+
+class TrainingLoop:
+    """Trains the learners' parameters of a mixture together, on this process's share of each step.
+
+    A step holds a batch of every learner that is not finished. The loss is the sum over learners of
+    the mean NLL over the learner's response tokens of the whole step, so each learner's gradient is
+    the one it would get alone, whatever the workers, micro-batches and ZeRO stage. A finished
+    learner has learning rate 0: neither momentum nor weight decay moves it.
+
+    The base keeps its dtype (bfloat16 or float32) and is frozen; what is trained, its gradients and
+    its AdamW state are float32. No gradient is clipped: a norm over all learners would couple them.
+
+    Needs an initialised torch.distributed process group; every worker passes the same arguments.
+    """
+
+    def __init__(
+        self, model: MixtureModel, learners: Sequence[Learner], gate_of: GateOf, pad_token_id: int,
+        settings: LoopSettings,
+    ):  # fmt: skip
+        self.model = model
+        self.learners = learners
+        self.gate_of = gate_of
+        self.pad_token_id = pad_token_id
+        self.settings = settings
+        self.steps = max((learner.schedule.steps for learner in learners), default=0)
+        self.step = 0
+        self.history: list[StepReport] = []
+        self.rank = torch.distributed.get_rank()
+        self.workers = torch.distributed.get_world_size()
+        self._lengths = [[len(row.input_ids) for row in learner.rows] for learner in learners]
+        self._targets = [[row.response_tokens for row in learner.rows] for learner in learners]
+        model.train_only([parameter for learner in learners for parameter in learner.parameters])
+        if settings.gradient_checkpointing:
+            # Transformers checkpoints layers in training mode only.
+            model.train()
+            model.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.engine = _make_engine(model, learners, settings)
+
+    def run(
+        self, on_step: Callable[[StepReport], None], on_checkpoint: Callable[[TrainingLoop], None]
+    ) -> list[StepReport]:
+        """Take all steps that are left; `on_checkpoint` runs on every worker, also after the last step."""
+        started, done_tokens, total_tokens = time.monotonic(), 0, self._tokens_left()
+        while self.step < self.steps:
+            losses, tokens = self._take_step()
+            done_tokens += tokens
+            pace = done_tokens / (time.monotonic() - started)
+            self.step += 1
+            report = StepReport(
+                self.step, self.steps, losses, tokens, pace, (total_tokens - done_tokens) / pace
+            )
+            self.history.append(report)
+            on_step(report)
+            if self.step == self.steps or self.step % self.settings.checkpoint_every_steps == 0:
+                on_checkpoint(self)
+        return self.history
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained, the optimizer state and the history; every worker calls this."""
+        state = {"step": self.step, "history": [vars(report) for report in self.history]}
+        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote with the same learners, workers and ZeRO stage."""
+        _, state = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
+        self.step = state["step"]
+        self.history = [StepReport(**report) for report in state["history"]]
+
+    def _take_step(self) -> tuple[dict[str, float], int]:
+        rows = step_rows(self.step, [learner.schedule for learner in self.learners], self._lengths, self._targets)
+        totals = torch.zeros(len(self.learners), device=self.engine.device)
+        for micro_batch in micro_batches(rows, self.workers, self.settings.micro_batch_size)[self.rank]:
+            totals += self._accumulate(micro_batch)
+        for group, learner in zip(self.engine.optimizer.param_groups, self.learners, strict=True):
+            rates = learner.schedule.learning_rates
+            group["lr"] = rates[self.step] if self.step < learner.schedule.steps else 0.0
+        self.engine.step()
+        torch.distributed.all_reduce(totals)
+        losses = dict(zip((learner.name for learner in self.learners), totals.tolist(), strict=True))
+        active = {self.learners[row.learner].name for row in rows}
+        return {name: loss for name, loss in losses.items() if name in active}, sum(row.length for row in rows)
+
+    def _accumulate(self, micro_batch: Sequence[StepRow]) -> Tensor:
+        """Add a micro-batch's gradients; returns its part of each learner's loss [learners]."""
+        rows = [self.learners[row.learner].rows[row.row] for row in micro_batch]
+        device = self.engine.device
+        batch = {name: tensor.to(device) for name, tensor in collate(rows, self.pad_token_id).items()}
+        nll = response_nll(self.engine, self.model, self.gate_of(rows), batch)
+        losses = nll * torch.tensor([row.weight for row in micro_batch], device=device)
+        # DeepSpeed averages gradients over workers; the loss is a sum over them.
+        self.engine.backward(losses.sum() * self.workers)
+        owners = torch.tensor([row.learner for row in micro_batch], device=device)
+        return torch.zeros(len(self.learners), device=device).index_add_(0, owners, losses.detach())
+
+    def _tokens_left(self) -> int:
+        return sum(
+            lengths[row]
+            for learner, lengths in zip(self.learners, self._lengths, strict=True)
+            for batch in learner.schedule.batches[self.step :]
+            for row in batch
+        )
+
+
+def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, batch: dict[str, Tensor]) -> Tensor:
+    """Each row's NLL summed over its response tokens, [batch], in nats, float32.
+
+    forward: the model, or the engine that wraps it. batch: input_ids, attention_mask and labels, each
+    [batch, seq]. Only positions that predict a response token reach the vocabulary projection, which
+    is a fifth of a small model's work and most of its activations.
+    """
+    labels = batch["labels"][:, 1:]
+    predicts = labels != IGNORED
+
+    def keep_predicting(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0][:, :-1][predicts],)
+
+    hook = model.base.get_output_embeddings().register_forward_pre_hook(keep_predicting)
+    try:
+        output = forward(
+            gate=gate, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        )
+    finally:
+        hook.remove()
+    nll = F.cross_entropy(output.logits.float(), labels[predicts], reduction="none")
+    return torch.zeros(len(labels), device=nll.device).index_add(0, predicts.nonzero()[:, 0], nll)
+
+
+def import_deepspeed() -> Any:
+    """The deepspeed module, told to use the device that torch sees and to compile nothing.
+
+    On CPU it would build a shared-memory collective on first use, which needs a C++ compiler; gloo does.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _make_engine(model: MixtureModel, learners: Sequence[Learner], settings: LoopSettings) -> Any:
+    groups = [
+        {"params": learner.parameters, "lr": 0.0, "weight_decay": learner.weight_decay} for learner in learners
+    ]
+    engine, *_ = import_deepspeed().initialize(
+        model=model,
+        optimizer=torch.optim.AdamW(groups, fused=True),  # type: ignore[arg-type]
+        config={
+            "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+            "gradient_accumulation_steps": 1,
+            # The number of micro-batches differs between steps: `engine.step()` alone ends one.
+            "managed_gradient_accumulation": False,
+            "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+        },
+    )
+    return engine
