@@ -121,6 +121,7 @@ class MeasureConfig(Section):
 
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     max_rows_per_domain: int = Field(200, ge=1)
+    answer_tokens: int = Field(128, ge=1)
 
 
 class GenerationResources(Section):

@@ -6,15 +6,21 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from selfmoe_ray.evaluation.nll import Batch, batch_nll
 from selfmoe_ray.evaluation.routing import RoutingStatistics
 from selfmoe_ray.evaluation.statistics import Estimate, mean, mean_over_domains, paired_difference
-from selfmoe_ray.evaluation.systems import MIXSE, ORACLE, expert_system, systems
+from selfmoe_ray.evaluation.systems import MIXSE, MIXSE_FITTED, ORACLE, expert_system, systems
 from selfmoe_ray.events import Emit
+from selfmoe_ray.mixture.checkpoint import ROUTER_WEIGHTS, load_router
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
+
+SECONDS_BETWEEN_EVENTS = 5.0
+# Below the run's router folder: the router after the fit to labels, before the LM loss.
+FITTED_ROUTER = "fitted"
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,16 @@ class Sample:
 def score(model: MixtureModel, batches: Sequence[Batch], system: str, gate: Gate, emit: Emit) -> list[Sample]:
     """One system's NLL on every row."""
     start, tokens, samples = time.monotonic(), 0, []
+    shown = start
     for done, batch in enumerate(batches, start=1):
         for row, nll in zip(batch.rows, batch_nll(model, batch, gate), strict=True):
             samples.append(Sample(batch.row_set, row.domain, row.id, system, row.response_tokens, nll))
         tokens += int(batch.attention_mask.sum())
-        rate = tokens / (time.monotonic() - start)
-        emit("measure", system=system, batch=f"{done}/{len(batches)}", tokens_per_second=round(rate, 1))
+        now = time.monotonic()
+        if done == len(batches) or now - shown > SECONDS_BETWEEN_EVENTS:
+            shown = now
+            rate = round(tokens / (now - start), 1)
+            emit("measure", system=system, batches=f"{done}/{len(batches)}", tokens_per_second=rate)
     return samples
 
 
@@ -67,6 +77,23 @@ def oracle_samples(samples: Sequence[Sample]) -> list[Sample]:
         for sample in samples
         if sample.system == expert_system(sample.domain)
     ]
+
+
+def score_fitted_router(
+    model: MixtureModel, batches: Sequence[Batch], folder: Path, emit: Emit
+) -> list[Sample]:
+    """MiXSE with the router as it was between the fit to labels and the LM loss; [] where it was not kept.
+
+    folder: the run's router folder. The model has its own router again afterwards.
+    """
+    if not (folder / FITTED_ROUTER / ROUTER_WEIGHTS).exists():
+        return []
+    trained = {name: value.clone() for name, value in model.router.state_dict().items()}
+    load_router(model, folder / FITTED_ROUTER)
+    try:
+        return score(model, batches, MIXSE_FITTED, model.default_gate, emit)
+    finally:
+        model.router.load_state_dict(trained)
 
 
 def summarise(samples: Sequence[Sample], domains: list[str]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow, collate
+from selfmoe_ray.training.loop import response_nll
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,9 @@ def make_batches(
 
 @torch.inference_mode()
 def batch_nll(model: MixtureModel, batch: Batch, gate: Gate) -> list[float]:
-    """Each row's NLL under a gate: the mean over its response tokens, in nats, summed in float32.
-
-    The vocabulary projection skips the positions before the batch's first response token.
-    """
-    first = min(response_start(row) for row in batch.rows)
-    logits = model(
-        gate=gate,
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        logits_to_keep=batch.input_ids.shape[1] - first + 1,
-    ).logits[:, :-1]
-    labels = batch.labels[:, first:]
-    predicts = labels != IGNORED
-    token_nll = F.cross_entropy(logits[predicts].float(), labels[predicts], reduction="none")
-    summed = torch.zeros(len(batch.rows), device=token_nll.device)
-    summed.index_add_(0, predicts.nonzero()[:, 0], token_nll)
-    return (summed / predicts.sum(1)).tolist()
+    """Each row's NLL under a gate: the mean over its response tokens, in nats, summed in float32."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+    return (response_nll(model, model, gate, inputs) / batch.predicts.sum(1)).tolist()
 
 
 def response_start(row: TokenizedRow) -> int:

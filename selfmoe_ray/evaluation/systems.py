@@ -9,6 +9,7 @@ BASE = "base"
 UNIFORM = "uniform"
 RANDOM = "random"
 MIXSE = "mixse"
+MIXSE_FITTED = "mixse-fitted"
 ORACLE = "oracle"
 
 

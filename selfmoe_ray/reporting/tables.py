@@ -118,7 +118,7 @@ def rejects(facts: RunFacts) -> Table:
                 counts.setdefault((phase, reason), {})[domain.name] = count
     ordered = sorted(counts, key=lambda key: (PHASES.index(key[0]), -sum(counts[key].values())))
     names = [domain.name for domain in facts.domains]
-    rows = [
+    rows: list[list[Cell]] = [
         [phase, reason, *(counts[phase, reason].get(name, 0) for name in names)] for phase, reason in ordered
     ]
     columns = [Column("phase"), Column("reason"), *(Column(name, "integer") for name in names)]
