@@ -29,10 +29,12 @@ def check_task(instruction: str, input: str, shape: str, config: FilterConfig) -
         return "too_short"
     if words > config.max_instruction_words:
         return "too_long"
-    return _check_text(task) or SHAPES[shape].task(task)
+    return _check_text(task) or SHAPES[shape].check_task(task)
 
 
-def check_response(instruction: str, input: str, response: str, shape: str, config: FilterConfig) -> str | None:
+def check_response(
+    instruction: str, input: str, response: str, shape: str, config: FilterConfig
+) -> str | None:
     """Why a response to a valid task is unusable."""
     if not response:
         return "empty"
@@ -41,7 +43,7 @@ def check_response(instruction: str, input: str, response: str, shape: str, conf
         return "too_short"
     if words > config.max_response_words:
         return "too_long"
-    return _check_text(response) or SHAPES[shape].response(join_task(instruction, input), response)
+    return _check_text(response) or SHAPES[shape].check_response(join_task(instruction, input), response)
 
 
 def join_task(instruction: str, input: str) -> str:

@@ -147,8 +147,12 @@ def _refuse_too_few(states: dict[str, DomainState], config: RunConfig) -> None:
     for state in none_at_all if config.generation.accept_fewer else short:
         lines.append(f"  {state.domain.name}: {len(state.examples)} of {asked}")
         for phase, counts in state.counts.items():
-            reasons = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common(_TOP_REASONS))
-            lines.append(f"    {phase}: {counts.valid} of {counts.completions} valid; rejected: {reasons or 'none'}")
+            reasons = ", ".join(
+                f"{reason} {count}" for reason, count in counts.rejected.most_common(_TOP_REASONS)
+            )
+            lines.append(
+                f"    {phase}: {counts.valid} of {counts.completions} valid; rejected: {reasons or 'none'}"
+            )
     lines += [
         "  Nothing is lost; run again after one of these:",
         "    generation.max_rounds       a higher limit goes on from here",

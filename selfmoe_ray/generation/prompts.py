@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from selfmoe_ray.domains.domain import Domain
@@ -12,8 +13,10 @@ TASK_HEADER = "### Task"
 INSTRUCTION_LABEL = "Instruction:"
 INPUT_LABEL = "Input:"
 RESPONSE_LABEL = "Response:"
-# A completion ends where the model starts a further task.
-STOP = (f"\n{TASK_HEADER}", f"\n\n{INSTRUCTION_LABEL}")
+# Tasks and responses hold no blank line, so a completion ends at the first one: whatever a base
+# model writes after it belongs to the next task or strays from the list.
+STOP = ("\n\n",)
+_BLANK_LINES = re.compile(r"\n\s*\n")
 _SEED_BITS = 31
 
 
@@ -42,7 +45,7 @@ def respond_prefix(domain: Domain, shown: Sequence[Seed]) -> str:
     Constant over a round, so that the engine's prefix cache holds all but the task itself.
     """
     tasks = [
-        f"{TASK_HEADER}\n{render_task(seed.instruction, seed.input)}\n{RESPONSE_LABEL} {seed.output}\n"
+        f"{TASK_HEADER}\n{render_task(seed.instruction, seed.input)}\n{RESPONSE_LABEL} {_compact(seed.output)}\n"
         for seed in shown
     ]
     return "\n".join([f"Tasks with their correct responses. {domain.answer}\n", *tasks, ""])
@@ -54,10 +57,10 @@ def respond_prompt(prefix: str, instruction: str, input: str) -> str:
 
 
 def render_task(instruction: str, input: str) -> str:
-    """A task without its answer; no input label where there is no input."""
-    lines = [f"{INSTRUCTION_LABEL} {instruction.strip()}"]
+    """A task without its answer and without blank lines; no input label where there is no input."""
+    lines = [f"{INSTRUCTION_LABEL} {_compact(instruction)}"]
     if input.strip():
-        lines.append(f"{INPUT_LABEL} {input.strip()}")
+        lines.append(f"{INPUT_LABEL} {_compact(input)}")
     return "\n".join(lines)
 
 
@@ -69,6 +72,10 @@ def draw_seeds(seeds: Sequence[Seed], count: int, *key: object) -> list[Seed]:
 def sampling_seed(*key: object) -> int:
     """A non-negative 31-bit seed for the engine's sampler; the same for the same key."""
     return random.Random(_join(key)).getrandbits(_SEED_BITS)
+
+
+def _compact(text: str) -> str:
+    return _BLANK_LINES.sub("\n", text.strip())
 
 
 def _join(key: tuple[object, ...]) -> str:

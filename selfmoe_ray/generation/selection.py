@@ -12,6 +12,7 @@ from selfmoe_ray.config import GenerationConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.generation import filters, prompts
 from selfmoe_ray.generation.parsing import parse_response, parse_task
+from selfmoe_ray.generation.shapes import SHAPES
 from selfmoe_ray.generation.similarity import NearDuplicates
 from selfmoe_ray.records import Completion, Example, Instruction, Phase, Reject, Seed
 
@@ -134,6 +135,8 @@ class DomainState:
         )
         if reason:
             return reason
+        text = filters.join_task(task.instruction, task.input)
+        response = SHAPES[self.domain.shape].mend_response(text, response)
         del self._unanswered[completion.id]
         self.examples.append(Example(task.id, task.domain, task.instruction, task.input, response))
         return None

@@ -1,17 +1,22 @@
-"""The form that a domain's tasks and responses have; each check returns a reject reason or None."""
+"""The form that a domain's tasks and responses have."""
 
 from __future__ import annotations
 
 import ast
 import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
 OPTION_LETTERS = "ABCD"
-# "A. text", "A) text", "(A) text", at the start of a line or after a space.
-_OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-Z])[.):](?=\s|$)")
-_OPTION_GLUED = re.compile(r"(?:^|(?<=\s))\(?([A-Z])[.):]\s*(?=\S)")
-_CHOICE = re.compile(r"^\W*([A-D])(?:[.):]|\s*$|\s*\n)|\b(?:answer|option|choice)\b\W*(?:is\W+)?\(?([A-D])\b")
+# "A. text", "A) text", "(A) text": each on its own line, or one after the other in a line.
+_OPTION_LAYOUTS = (
+    re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*", re.MULTILINE),
+    re.compile(r"(?:^|(?<=\s))\(?([A-Z])[.):](?=\s|$)"),
+)
+# The chosen letter: at the very start, with the option's text after it or not, or after "answer is".
+_CHOICE_FIRST = re.compile(r"\W*([A-D])(?:[.):]+[ \t]*([^\n]*)|\s*$|\s*\n)")
+_CHOICE_SAID = re.compile(r"\b(?:answer|option|choice)\b\W*(?:is\W+)?\(?([A-D])\b")
 _ASSERT_LINE = re.compile(r"^\s*assert\b.*$", re.MULTILINE)
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _NUMBER = re.compile(r"\d")
@@ -21,26 +26,27 @@ _SHORT_ANSWER_WORDS = 20
 
 @dataclass(frozen=True)
 class Shape:
-    """Checks of one form. task: of the instruction and input as one text. response: of both texts."""
+    """One form. Texts: the task is its instruction and input as one.
 
-    task: Callable[[str], str | None]
-    response: Callable[[str, str], str | None]
+    check_task, check_response: a reject reason or None. mend_response: the response that is kept.
+    """
+
+    check_task: Callable[[str], str | None] = lambda task: None
+    check_response: Callable[[str, str], str | None] = lambda task, response: None
+    mend_response: Callable[[str, str], str] = lambda task, response: response
 
 
 def options(task: str) -> dict[str, str]:
     """The options of a multiple-choice task by letter, in order; {} unless they are A, B, C, ... once each."""
-    for pattern in (_OPTION, _OPTION_GLUED):
-        found = list(pattern.finditer(task))
-        # "A." may also end or start a sentence: the options are the last run that starts with A.
+    for layout in _OPTION_LAYOUTS:
+        found = list(layout.finditer(task))
+        # "A." may also end a sentence of the question: the options are the last run that starts with A.
         starts = [index for index, match in enumerate(found) if match[1] == "A"]
-        if not starts:
-            continue
-        run = found[starts[-1] :]
-        letters = [match[1] for match in run]
-        if letters != [chr(ord("A") + index) for index in range(len(letters))]:
-            continue
-        ends = [match.start() for match in run[1:]] + [len(task)]
-        return {match[1]: task[match.end() : end].strip() for match, end in zip(run, ends, strict=True)}
+        run = found[starts[-1] :] if starts else []
+        letters = "".join(match[1] for match in run)
+        if len(run) > 1 and string.ascii_uppercase.startswith(letters):
+            ends = [match.start() for match in run[1:]] + [len(task)]
+            return {match[1]: task[match.end() : end].strip() for match, end in zip(run, ends, strict=True)}
     return {}
 
 
@@ -61,10 +67,22 @@ def _multiple_choice_task(task: str) -> str | None:
 
 
 def _multiple_choice_response(task: str, response: str) -> str | None:
-    if _CHOICE.search(response):
+    if _CHOICE_FIRST.match(response) or _CHOICE_SAID.search(response):
         return None
-    named = [letter for letter, text in options(task).items() if text.casefold() in response.casefold()]
+    named = [text for text in options(task).values() if text.casefold() in response.casefold()]
     return None if len(named) == 1 else "no_option_chosen"
+
+
+def _mend_letter(task: str, response: str) -> str:
+    """Small models choose an option by its text and put any letter before it: the text decides."""
+    choice = _CHOICE_FIRST.match(response)
+    if choice is None or not choice[2]:
+        return response
+    named = choice[2].casefold().strip(" .")
+    letters = [letter for letter, text in options(task).items() if text.casefold().strip(" .") == named]
+    if len(letters) != 1:
+        return response
+    return response[: choice.start(1)] + letters[0] + response[choice.end(1) :]
 
 
 def _python_task(task: str) -> str | None:
@@ -118,18 +136,10 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _any_task(task: str) -> str | None:
-    return None
-
-
-def _any_response(task: str, response: str) -> str | None:
-    return None
-
-
 SHAPES = {
-    "multiple_choice": Shape(_multiple_choice_task, _multiple_choice_response),
+    "multiple_choice": Shape(_multiple_choice_task, _multiple_choice_response, _mend_letter),
     "python_function": Shape(_python_task, _python_response),
-    "worked_solution": Shape(_any_task, _worked_solution_response),
-    "single_answer": Shape(_any_task, _single_answer_response),
-    "free": Shape(_any_task, _any_response),
+    "worked_solution": Shape(check_response=_worked_solution_response),
+    "single_answer": Shape(check_response=_single_answer_response),
+    "free": Shape(),
 }
