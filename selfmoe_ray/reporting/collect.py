@@ -104,10 +104,10 @@ def _one_a_reason(rejects: list[Reject]) -> list[Reject]:
 
 def _stages(names: list[str], run_dir: RunDir) -> list[Stage]:
     folders = {
-        "generation": [run_dir.data(name) for name in names],
+        "generate": [run_dir.data(name) for name in names],
         "experts": [run_dir.expert(name) for name in names],
         "router": [run_dir.ROUTER],
-        "checkpoint": [run_dir.MIXSE],
+        "mixse": [run_dir.MIXSE],
         "measure": [run_dir.MEASURE],
     }
     stages = []

@@ -43,7 +43,7 @@ def test_rejects_are_counted_by_phase_and_reason(facts):
 
 def test_seconds_of_stages_side_by_side_count_once(facts):
     rows = {row[0]: row[1:] for row in tables.stages(facts).rows}
-    assert rows["generation"] == [10.0, 2000, 200.0]
+    assert rows["generate"] == [10.0, 2000, 200.0]
     assert rows["experts"] == [20.0, 10000, 500.0]
     assert rows["all"][0] == pytest.approx(10 + 20 + 20 + 0.5 + 30)
 
