@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib.util
-import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.fingerprint import content_hash, read_json
 from selfmoe_ray.gguf import converted
 
 if TYPE_CHECKING:
@@ -31,13 +29,6 @@ EMBEDDED = {
 # Checkpoint files at the top of a hub repository; folders below hold other formats.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 HUB_IGNORED = ["*/*", "consolidated*"]
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-# Written by whatever saved the config, without meaning for the model.
-VOLATILE_CONFIG = {"_name_or_path", "transformers_version"}
-# Tensors up to SAMPLE_CHUNKS * CHUNK bytes are hashed whole.
-CHUNK = 64 * 1024
-SAMPLE_CHUNKS = 16
 # Tokens that vocabularies keep for padding, or that end documents and not turns.
 PAD_TOKENS = ["<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>"]
 
@@ -74,28 +65,6 @@ def check_hash(recorded_value: str, recorded_hash: str, base: BaseModel) -> None
         )
 
 
-def content_hash(folder: Path) -> str:
-    """A fingerprint of a checkpoint's weights and config, equal on every machine.
-
-    Covers config.json (but for who saved it), and each tensor's name, dtype, shape and values: all
-    bytes of a tensor up to 1 MiB, 16 evenly spaced chunks of 64 KiB of a larger one. How tensors are
-    split into files does not matter; the tokenizer is not covered. It tells models apart within
-    seconds at any size; it is no defence against tampering.
-    Raises UserError where the checkpoint is not there or is truncated.
-    """
-    config = _read_json(folder / "config.json")
-    kept = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    digest.update(weights_hash(folder).encode())
-    return digest.hexdigest()[:16]
-
-
-def weights_hash(folder: Path) -> str:
-    """The part of `content_hash` that covers the tensors."""
-    tensors = {name: digest for file in _weight_files(folder) for name, digest in _tensor_digests(file)}
-    return hashlib.sha256(json.dumps(sorted(tensors.items())).encode()).hexdigest()
-
-
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint directory, with the BOS its family needs and a pad token.
 
@@ -106,7 +75,7 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     config = Path(path) / "config.json"
-    family = str(_read_json(config).get("model_type", "")) if config.exists() else ""
+    family = str(read_json(config).get("model_type", "")) if config.exists() else ""
     if family.startswith("gemma") and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
         tokenizer.add_bos_token = True
     set_pad_token(tokenizer)
@@ -166,7 +135,7 @@ def _locate(value: str, trust_remote_code: bool) -> Path:
     if value.endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"base_model: {value!r} is not there: no file {path}")
-        return converted([path], path.stem, weights_hash)
+        return converted([path], path.stem)
     return _from_hub(value, path, trust_remote_code)
 
 
@@ -186,7 +155,7 @@ def _embedded(value: str) -> Path:
                 f"{'none ' + where if spec else where}; install the project's requirements (make demo does)"
             )
         parts += files
-    return converted(parts, name, weights_hash)
+    return converted(parts, name)
 
 
 def _from_hub(value: str, path: Path, trust_remote_code: bool) -> Path:
@@ -205,56 +174,6 @@ def _from_hub(value: str, path: Path, trust_remote_code: bool) -> Path:
             f"  a Hugging Face id: in the cache {constants.HF_HUB_CACHE}{offline}: {reason}\n"
             "Give one of these or a path to a .gguf file."
         ) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / WEIGHTS_INDEX
-    if index.exists():
-        return [folder / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    raise UserError(
-        f"base_model: {folder} has neither {WEIGHTS} nor {WEIGHTS_INDEX}; "
-        "give a checkpoint in transformers' format with safetensors weights"
-    )
-
-
-def _tensor_digests(file: Path) -> Iterator[tuple[str, str]]:
-    """Name and digest of each tensor of a safetensors file, from its header and sampled values."""
-    try:
-        with file.open("rb") as stream:
-            header_size = int.from_bytes(stream.read(8), "little")
-            header: dict[str, Any] = json.loads(stream.read(header_size))
-            header.pop("__metadata__", None)
-            data = 8 + header_size
-            end = data + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-            if end != file.stat().st_size:
-                raise ValueError(f"its header tells of {end} bytes, the file has {file.stat().st_size}")
-            for name, tensor in header.items():
-                first, last = tensor["data_offsets"]
-                digest = hashlib.sha256(f"{tensor['dtype']}{tensor['shape']}".encode())
-                for chunk in _sample(stream, data + first, last - first):
-                    digest.update(chunk)
-                yield name, digest.hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UserError(f"base_model: {file} is no complete safetensors file: {error}") from error
-
-
-def _sample(stream: BinaryIO, start: int, length: int) -> Iterator[bytes]:
-    if length <= SAMPLE_CHUNKS * CHUNK:
-        stream.seek(start)
-        yield stream.read(length)
-        return
-    for chunk in range(SAMPLE_CHUNKS):
-        stream.seek(start + (length - CHUNK) * chunk // (SAMPLE_CHUNKS - 1))
-        yield stream.read(CHUNK)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"base_model: cannot read {path}: {error}; give a directory in transformers' format") from error
 
 
 def main() -> int:

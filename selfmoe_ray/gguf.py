@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.fingerprint import weights_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,13 +26,12 @@ def cache_root() -> Path:
     return Path(os.environ.get("SELFMOE_RAY_CACHE") or Path.home() / ".cache" / "selfmoe_ray")
 
 
-def converted(parts: Sequence[Path], name: str, weights_hash: Callable[[Path], str]) -> Path:
+def converted(parts: Sequence[Path], name: str) -> Path:
     """The checkpoint directory of a GGUF file, converted on first use.
 
     parts: the file, or consecutive pieces of it. name: a readable prefix of the directory's name;
     the rest is a hash of the content, so that equal files share a directory wherever they lie.
-    weights_hash: fingerprints a checkpoint's weights; a directory that no longer agrees with what
-    was recorded at its conversion is made anew.
+    A directory that no longer agrees with what was recorded at its conversion is made anew.
     Processes that ask at once wait for the one that converts. Raises UserError for a file that
     cannot be converted and for a full disk.
     """
@@ -40,11 +40,13 @@ def converted(parts: Sequence[Path], name: str, weights_hash: Callable[[Path], s
     source = _sha256(parts)
     key = f"{name}-{source[:12]}-v{CONVERSION}"
     folder = cache_root() / "models" / key
+    if _intact(folder):
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{key}.lock"):
-            if not _intact(folder, weights_hash):
-                _convert_atomically(parts, folder, source, weights_hash)
+            if not _intact(folder):
+                _convert_atomically(parts, folder, source)
     except OSError as error:
         raise UserError(
             f"base_model: cannot write the converted model to {folder} ({error.strerror or error}); "
@@ -53,23 +55,21 @@ def converted(parts: Sequence[Path], name: str, weights_hash: Callable[[Path], s
     return folder
 
 
-def _intact(folder: Path, weights_hash: Callable[[Path], str]) -> bool:
+def _intact(folder: Path) -> bool:
     try:
         record = json.loads((folder / RECORD).read_text())
-        return _describe(folder, weights_hash) == record["files"]
+        return _describe(folder) == record["files"]
     except (OSError, ValueError, KeyError, UserError):
         return False
 
 
-def _describe(folder: Path, weights_hash: Callable[[Path], str]) -> dict[str, str]:
+def _describe(folder: Path) -> dict[str, str]:
     """Small files by their whole content, weights by their fingerprint: seconds even for tens of GB."""
     small = sorted(path for path in folder.iterdir() if path.name != RECORD and path.suffix != ".safetensors")
     return {"weights": weights_hash(folder), **{path.name: _sha256([path]) for path in small}}
 
 
-def _convert_atomically(
-    parts: Sequence[Path], folder: Path, source: str, weights_hash: Callable[[Path], str]
-) -> None:
+def _convert_atomically(parts: Sequence[Path], folder: Path, source: str) -> None:
     # Holding the lock means that no other process writes here: what lies there is a dead one's.
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -77,7 +77,7 @@ def _convert_atomically(
     partial.mkdir()
     try:
         _convert(parts, partial)
-        record = {"source_sha256": source, "files": _describe(partial, weights_hash)}
+        record = {"source_sha256": source, "files": _describe(partial)}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         os.replace(partial, folder)
     finally:
@@ -90,17 +90,18 @@ def _convert(parts: Sequence[Path], out: Path) -> None:
         metadata = _metadata(file)
         tokenizer = _tokenizer(file, metadata)
         model = _model(file)
-    except OSError:
-        raise
+        _set_end_of_turn(model, metadata)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     except Exception as error:
-        # gguf and transformers raise whatever a malformed or unsupported file happens to trip.
+        # gguf and transformers raise whatever a malformed or unsupported file happens to trip;
+        # an errno marks the operating system's own errors (a full disk, no permission).
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(
             f"base_model: {file} could not be converted: {error}. It must be a GGUF file of an "
             "architecture that transformers can read"
         ) from error
-    _set_special_tokens(model, tokenizer, metadata)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
     if len(parts) > 1:
         file.unlink()
 
@@ -126,28 +127,19 @@ def _model(file: Path) -> PreTrainedModel:
 def _tokenizer(file: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    from selfmoe_ray.base_model import set_pad_token
-
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # transformers does not carry this flag over; files without it mean yes for SentencePiece vocabularies.
     sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
     if metadata.get("tokenizer.ggml.add_bos_token", sentencepiece):
         tokenizer.add_bos_token = True
-    set_pad_token(tokenizer)
     return tokenizer
 
 
-def _set_special_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metadata: dict[str, Any]
-) -> None:
-    end_of_turn = metadata.get("tokenizer.ggml.eot_token_id")
-    ends = [tokenizer.eos_token_id]
-    if end_of_turn is not None and end_of_turn not in ends:
-        ends.append(end_of_turn)
-    generation = model.generation_config
-    assert generation is not None
-    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
-    generation.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+def _set_end_of_turn(model: PreTrainedModel, metadata: dict[str, Any]) -> None:
+    """Let generation also stop at the token that ends a turn, which transformers does not carry over."""
+    end, end_of_turn = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    if end_of_turn is not None and end_of_turn != end and model.generation_config is not None:
+        model.generation_config.eos_token_id = [token for token in (end, end_of_turn) if token is not None]
 
 
 def _metadata(file: Path) -> dict[str, Any]:
