@@ -143,7 +143,7 @@ class TrainingResources(Section):
     experts_per_trainer: Auto | int = "auto"
     workers_per_trainer: Auto | int = "auto"
     gpus_per_worker: Auto | float = "auto"
-    cpus_per_worker: int = Field(1, ge=1)
+    cpus_per_worker: Auto | int = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch_size: int = Field(8, ge=1)
     gradient_checkpointing: bool = False

@@ -76,7 +76,7 @@ class TrainingLoop:
     learner has learning rate 0: neither momentum nor weight decay moves it.
 
     The base keeps its dtype (bfloat16 or float32) and is frozen; what is trained, its gradients and
-    its AdamW state are float32. No gradient is clipped: a norm over all learners would couple them.
+    its AdamW state are float32. Gradients are not clipped.
 
     Needs an initialised torch.distributed process group; every worker passes the same arguments.
     """
@@ -126,7 +126,9 @@ class TrainingLoop:
     def save(self, folder: Path) -> None:
         """Write what is trained, the optimizer state and the history; every worker calls this."""
         state = {"step": self.step, "history": [vars(report) for report in self.history]}
-        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=True)
+        self.engine.save_checkpoint(
+            str(folder), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=True
+        )
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote with the same learners, workers and ZeRO stage."""
@@ -135,7 +137,9 @@ class TrainingLoop:
         self.history = [StepReport(**report) for report in state["history"]]
 
     def _take_step(self) -> tuple[dict[str, float], int]:
-        rows = step_rows(self.step, [learner.schedule for learner in self.learners], self._lengths, self._targets)
+        rows = step_rows(
+            self.step, [learner.schedule for learner in self.learners], self._lengths, self._targets
+        )
         totals = torch.zeros(len(self.learners), device=self.engine.device)
         for micro_batch in micro_batches(rows, self.workers, self.settings.micro_batch_size)[self.rank]:
             totals += self._accumulate(micro_batch)
@@ -146,7 +150,9 @@ class TrainingLoop:
         torch.distributed.all_reduce(totals)
         losses = dict(zip((learner.name for learner in self.learners), totals.tolist(), strict=True))
         active = {self.learners[row.learner].name for row in rows}
-        return {name: loss for name, loss in losses.items() if name in active}, sum(row.length for row in rows)
+        return {name: loss for name, loss in losses.items() if name in active}, sum(
+            row.length for row in rows
+        )
 
     def _accumulate(self, micro_batch: Sequence[StepRow]) -> Tensor:
         """Add a micro-batch's gradients; returns its part of each learner's loss [learners]."""
@@ -169,11 +175,13 @@ class TrainingLoop:
         )
 
 
-def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, batch: dict[str, Tensor]) -> Tensor:
+def response_nll(
+    forward: Callable[..., Any], model: MixtureModel, gate: Gate, batch: dict[str, Tensor]
+) -> Tensor:
     """Each row's NLL summed over its response tokens, [batch], in nats, float32.
 
-    forward: the model, or the engine that wraps it. batch: input_ids, attention_mask and labels, each
-    [batch, seq]. Only positions that predict a response token reach the vocabulary projection, which
+    forward: the model, or the engine that wraps it. batch: input_ids and labels, each [batch, seq],
+    padded on the right. Only positions that predict a response token reach the vocabulary projection, which
     is a fifth of a small model's work and most of its activations.
     """
     labels = batch["labels"][:, 1:]
@@ -184,9 +192,8 @@ def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, b
 
     hook = model.base.get_output_embeddings().register_forward_pre_hook(keep_predicting)
     try:
-        output = forward(
-            gate=gate, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
+        # Padding is on the right, where no causal attention looks: without a mask attention is faster.
+        output = forward(gate=gate, input_ids=batch["input_ids"], use_cache=False)
     finally:
         hook.remove()
     nll = F.cross_entropy(output.logits.float(), labels[predicts], reduction="none")
@@ -207,7 +214,8 @@ def import_deepspeed() -> Any:
 
 def _make_engine(model: MixtureModel, learners: Sequence[Learner], settings: LoopSettings) -> Any:
     groups = [
-        {"params": learner.parameters, "lr": 0.0, "weight_decay": learner.weight_decay} for learner in learners
+        {"params": learner.parameters, "lr": 0.0, "weight_decay": learner.weight_decay}
+        for learner in learners
     ]
     engine, *_ = import_deepspeed().initialize(
         model=model,
@@ -218,6 +226,8 @@ def _make_engine(model: MixtureModel, learners: Sequence[Learner], settings: Loo
             # The number of micro-batches differs between steps: `engine.step()` alone ends one.
             "managed_gradient_accumulation": False,
             "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
+            # Its default of 1 is a norm over all learners, which would couple them.
+            "gradient_clipping": 0.0,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         },

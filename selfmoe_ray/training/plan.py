@@ -99,7 +99,10 @@ class StepRow:
 
 
 def step_rows(
-    step: int, schedules: Sequence[Schedule], lengths: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    step: int,
+    schedules: Sequence[Schedule],
+    lengths: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
 ) -> list[StepRow]:
     """All rows of a fused step: a full batch of every learner that is not finished.
 

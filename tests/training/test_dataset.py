@@ -48,7 +48,10 @@ def test_a_length_that_fits_no_row_is_a_user_error(tokenizer):
 
 
 def test_collate_pads_on_the_right(tokenizer):
-    short, long = tokenize(example(), tokenizer, 512), tokenize(example(output="Paris, of course"), tokenizer, 512)
+    short, long = (
+        tokenize(example(), tokenizer, 512),
+        tokenize(example(output="Paris, of course"), tokenizer, 512),
+    )
     batch = collate([short, long], tokenizer.pad_token_id)
     assert batch["input_ids"].shape == batch["labels"].shape == (2, len(long.input_ids))
     assert batch["attention_mask"].sum(1).tolist() == [len(short.input_ids), len(long.input_ids)]

@@ -1,0 +1,323 @@
+"""Training on Ray: concurrent TorchTrainers, one for each group of experts, then one for the router."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfmoe_ray.base_model import BaseModel, load_tokenizer
+from selfmoe_ray.config import RunConfig, TrainingResources
+from selfmoe_ray.domains.domain import Domain
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.events import Emit
+from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.training.dataset import TokenizedRows, tokenize_all
+from selfmoe_ray.training.plan import TrainerPlan, plan_trainers
+from selfmoe_ray.training.stage import expert_manifest, router_manifest, training_examples
+
+if TYPE_CHECKING:
+    from selfmoe_ray.training.loop import TrainingLoop
+    from selfmoe_ray.training.phase import Phase
+
+POLL_SECONDS = 0.5
+FREE_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster has: CPUs and GPUs of each node that runs workers."""
+
+    node_cpus: tuple[int, ...]
+    node_gpus: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WorkerShape:
+    """The devices of one training worker."""
+
+    cpus: int
+    gpus: float
+
+
+def train_experts(
+    config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit
+) -> None:
+    """Train the experts that are not finished, and write `experts/<domain>/`, manifests last.
+
+    Needs a running Ray. Raises UserError where a finished expert was made with other settings, where
+    a domain has no rows, or where the cluster cannot hold a trainer.
+    """
+    start = time.monotonic()
+    todo = [
+        domain.name
+        for domain in domains
+        if not run_dir.is_done(
+            run_dir.expert(domain.name), *expert_manifest(config, domain.name, base, run_dir), redo="experts"
+        )
+    ]
+    if not todo:
+        return
+    resources, cluster = config.resources.training, read_cluster()
+    plans = plan_trainers(
+        len(todo),
+        resources.experts_per_trainer,
+        resources.workers_per_trainer,
+        count_devices(resources, cluster),
+    )
+    shape = worker_shape(resources, plans, cluster)
+    rows = _tokenize(config, todo, base, run_dir, emit, "experts")
+    phases = []
+    for plan in plans:
+        names = [todo[index] for index in plan.experts]
+        phases.append(_phase("experts", config, names, base, run_dir, rows, plan.workers))
+        emit("experts", message=f"one trainer for {', '.join(names)}", workers=plan.workers, cpus=shape.cpus,
+             gpus=shape.gpus, zero_stage=resources.zero_stage)  # fmt: skip
+    _fit_all(phases, [plan.workers for plan in plans], shape, emit)
+    seconds = time.monotonic() - start
+    for name in todo:
+        counts = _counts(rows[name], config.training.experts.epochs)
+        run_dir.write_manifest(
+            run_dir.expert(name), *expert_manifest(config, name, base, run_dir), counts, seconds
+        )
+    _forget(phases)
+
+
+def train_router(
+    config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit
+) -> None:
+    """Train the router on all experts' rows, the experts frozen, and write `router/`, its manifest last.
+
+    Needs a running Ray and finished experts. Raises UserError as `train_experts` does.
+    """
+    start = time.monotonic()
+    names = [domain.name for domain in domains]
+    expected = router_manifest(config, names, base, run_dir)
+    if run_dir.is_done(run_dir.ROUTER, *expected, redo="router"):
+        return
+    resources, cluster = config.resources.training, read_cluster()
+    plans = plan_trainers(1, 1, resources.workers_per_trainer, count_devices(resources, cluster))
+    shape = worker_shape(resources, plans, cluster)
+    rows = _tokenize(config, names, base, run_dir, emit, "router")
+    phase = _phase("router", config, names, base, run_dir, rows, plans[0].workers)
+    _fit_all([phase], [plans[0].workers], shape, emit)
+    parts = [_counts(rows[name], config.training.router.epochs) for name in names]
+    counts = {key: sum(part[key] for part in parts) for key in parts[0]}
+    run_dir.write_manifest(run_dir.ROUTER, *expected, counts, time.monotonic() - start)
+    _forget([phase])
+
+
+def read_cluster() -> Cluster:
+    """The nodes of the running Ray cluster that have CPUs."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return Cluster(
+        tuple(int(node["CPU"]) for node in nodes), tuple(int(node.get("GPU", 0)) for node in nodes)
+    )
+
+
+def gpus_per_worker(resources: TrainingResources, cluster: Cluster) -> float:
+    """auto: a GPU a worker where the cluster has GPUs."""
+    if resources.gpus_per_worker == "auto":
+        return 1.0 if sum(cluster.node_gpus) else 0.0
+    return float(resources.gpus_per_worker)
+
+
+def count_devices(resources: TrainingResources, cluster: Cluster) -> int:
+    """How many workers the cluster has a device for: GPUs or shares of them, else a node's CPUs each."""
+    gpus = gpus_per_worker(resources, cluster)
+    return int(sum(cluster.node_gpus) / gpus) if gpus else len(cluster.node_cpus)
+
+
+def worker_shape(resources: TrainingResources, plans: Sequence[TrainerPlan], cluster: Cluster) -> WorkerShape:
+    """The devices of each worker; auto CPUs: one beside a GPU, else an even share of the nodes' CPUs.
+
+    Raises UserError where one trainer would not fit into the cluster; trainers wait for each other.
+    """
+    gpus = gpus_per_worker(resources, cluster)
+    workers = max(plan.workers for plan in plans)
+    if resources.cpus_per_worker != "auto":
+        cpus = resources.cpus_per_worker
+    elif gpus or not cluster.node_cpus:
+        cpus = 1
+    else:
+        on_a_node = math.ceil(sum(plan.workers for plan in plans) / len(cluster.node_cpus))
+        cpus = max(1, min(cluster.node_cpus) // on_a_node)
+    fitting = sum(
+        min(node_cpus // cpus, int(node_gpus / gpus) if gpus else workers)
+        for node_cpus, node_gpus in zip(cluster.node_cpus, cluster.node_gpus, strict=True)
+    )
+    if fitting < workers:
+        raise UserError(
+            f"resources.training: a trainer asks for {workers} worker(s) of {cpus} CPU(s) and {gpus:g} GPU(s) "
+            f"each; the cluster has room for {fitting} (CPUs by node: {list(cluster.node_cpus)}, "
+            f"GPUs by node: {list(cluster.node_gpus)}).\n"
+            "  lower workers_per_trainer, cpus_per_worker or gpus_per_worker, or add nodes"
+        )
+    return WorkerShape(cpus, gpus)
+
+
+def _tokenize(
+    config: RunConfig, names: Sequence[str], base: BaseModel, run_dir: RunDir, emit: Emit, kind: str
+) -> dict[str, TokenizedRows]:
+    tokenizer = load_tokenizer(base.path, config.trust_remote_code)
+    rows = {}
+    for name in names:
+        examples = training_examples(config, name, run_dir)
+        rows[name] = tokenize_all(examples, tokenizer, config.training.max_length)
+        counts = _counts(rows[name], 1)
+        emit(kind, message="rows to train on", domain=name, **counts)
+    return rows
+
+
+def _counts(rows: TokenizedRows, epochs: float) -> dict[str, Any]:
+    """Rows, and the tokens read in all epochs."""
+    tokens = sum(len(row.input_ids) for row in rows.rows)
+    return {
+        "rows": len(rows.rows),
+        "truncated": rows.truncated,
+        "dropped": rows.dropped,
+        "tokens": round(tokens * epochs),
+    }
+
+
+def _phase(
+    kind: Literal["experts", "router"],
+    config: RunConfig,
+    names: Sequence[str],
+    base: BaseModel,
+    run_dir: RunDir,
+    rows: dict[str, TokenizedRows],
+    workers: int,
+) -> Phase:
+    from selfmoe_ray.training.phase import Phase
+
+    # State can be resumed only by the same work in the same layout, so its name stands for both.
+    expected = (
+        [router_manifest(config, names, base, run_dir)]
+        if kind == "router"
+        else [expert_manifest(config, name, base, run_dir) for name in names]
+    )
+    layout = [list(names), workers, config.resources.training.zero_stage]
+    digest = hashlib.sha256(json.dumps([expected, layout], sort_keys=True).encode()).hexdigest()[:12]
+    pad = load_tokenizer(base.path, config.trust_remote_code).pad_token_id
+    chosen = {name: rows[name].rows for name in names}
+    return Phase(kind, f"{kind}-{digest}", config, base, run_dir, tuple(names), chosen, pad)
+
+
+def _fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape, emit: Emit) -> None:
+    """Run all trainers at once, passing on their progress; raises what the first that fails raises."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+    progress = ray.remote(num_cpus=0)(_Progress).remote()
+    pending = [
+        fit.remote(phase, count, shape, progress) for phase, count in zip(phases, workers, strict=True)
+    ]
+    while pending:
+        finished, pending = ray.wait(pending, timeout=POLL_SECONDS)
+        for kind, fields in ray.get(progress.drain.remote()):
+            emit(kind, **fields)
+        try:
+            ray.get(finished)
+        except RayTaskError as error:
+            raise _reason(error) from error
+    ray.kill(progress)
+
+
+class _Progress:
+    """Carries the trainers' events to the driver."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, dict[str, Any]]] = []
+
+    def add(self, kind: str, fields: dict[str, Any]) -> None:
+        self._events.append((kind, fields))
+
+    def drain(self) -> list[tuple[str, dict[str, Any]]]:
+        events, self._events = self._events, []
+        return events
+
+
+def _fit(phase: Phase, workers: int, shape: WorkerShape, progress: Any) -> None:
+    """One trainer; a stopped one of the same name goes on from its last checkpoint."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources: dict[str, float] = {"CPU": shape.cpus}
+    if shape.gpus:
+        resources["GPU"] = shape.gpus
+    TorchTrainer(
+        _work,
+        train_loop_config={"phase": ray.put(phase), "threads": shape.cpus, "progress": progress},
+        torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=bool(shape.gpus), resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=phase.trainer,
+            storage_path=phase.run_dir.storage.path(
+                str(Path(phase.run_dir.checkpoints(phase.trainer)).parent)
+            ),
+            failure_config=FailureConfig(max_failures=phase.config.resources.training.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=FREE_CHECKPOINTS),
+        ),
+    ).fit()
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from selfmoe_ray.training.phase import run_phase
+
+    phase: Phase = ray.get(arguments["phase"])
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(arguments["threads"])
+
+    def notify(**fields: Any) -> None:
+        arguments["progress"].add.remote(phase.kind, fields)
+
+    def on_checkpoint(loop: TrainingLoop) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            loop.save(Path(folder))
+            ray.train.report({"step": loop.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        run_phase(phase, str(device), None, notify, on_checkpoint)
+        return
+    with checkpoint.as_directory() as folder:
+        run_phase(phase, str(device), Path(folder), notify, on_checkpoint)
+
+
+def _reason(error: Exception) -> Exception:
+    """A worker's own UserError, if that is what ended a trainer."""
+    cause = getattr(error, "cause", error)
+    failures = getattr(cause, "worker_failures", {}).values()
+    for failure in failures:
+        inner = getattr(failure, "cause", failure)
+        if isinstance(inner, UserError):
+            return inner
+    return error
+
+
+def _forget(phases: Sequence[Phase]) -> None:
+    """Resumable state of finished work is of no more use."""
+    for phase in phases:
+        phase.run_dir.storage.delete(phase.run_dir.checkpoints(phase.trainer))

@@ -1,0 +1,149 @@
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.training.dataset import collate
+from selfmoe_ray.training.loop import LoopSettings, response_nll
+
+pytestmark = pytest.mark.usefixtures("process_group")
+SETTINGS = LoopSettings(micro_batch_size=3)
+
+
+def ignore(_):
+    pass
+
+
+def assert_same(found, expected, tolerance=2e-4):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=tolerance, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.fixture(scope="module")
+def fused(tiny, tiny_model_dir):
+    """Start, trained weights and history of all experts trained together by one worker with ZeRO-0."""
+    model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
+    start = tiny.weights(model)
+    history = tiny.expert_loop(model, SETTINGS).run(ignore, ignore)
+    return start, tiny.weights(model), history
+
+
+def test_response_nll_is_the_reference_cross_entropy(tiny, tiny_model_dir):
+    model = tiny.make_mixture(tiny_model_dir(), ["ant"])
+    rows = tiny.make_rows("ant")[:3]
+    batch = collate(rows, tiny.PAD)
+    nll = response_nll(model, model, Gate.off(), batch)
+    logits = model(gate=Gate.off(), input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    reference = F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none").sum(1)
+    torch.testing.assert_close(nll, reference)
+
+
+def test_every_expert_learns_and_only_the_experts(fused):
+    start, trained, history = fused
+    for name in start:
+        assert torch.equal(start[name], trained[name]) == name.startswith("router"), name
+    assert history[-1].losses["ant"] < history[0].losses["ant"]
+
+
+def test_steps_and_losses_are_those_of_each_expert_alone(fused, tiny):
+    _, _, history = fused
+    steps = {
+        domain: math.ceil(rows / tiny.OPTIMIZER.batch_size) * int(tiny.OPTIMIZER.epochs)
+        for domain, rows in tiny.ROWS.items()
+    }
+    assert len(history) == max(steps.values())
+    for domain, count in steps.items():
+        assert [domain in report.losses for report in history] == [step < count for step in range(len(history))]
+
+
+@pytest.mark.parametrize("domain", ["ant", "bee", "cat"])
+def test_an_expert_trained_alone_is_the_same(fused, tiny, tiny_model_dir, domain):
+    alone = tiny.make_mixture(tiny_model_dir(), [domain])
+    history = tiny.expert_loop(alone, SETTINGS).run(ignore, ignore)
+    expected = {name: value for name, value in fused[1].items() if name.startswith(domain)}
+    assert_same({name: value for name, value in tiny.weights(alone).items() if name.startswith(domain)}, expected)
+    together = [report.losses[domain] for report in fused[2] if domain in report.losses]
+    assert [report.losses[domain] for report in history] == pytest.approx(together, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, micro_batch_size=12),
+        replace(SETTINGS, gradient_checkpointing=True),
+        replace(SETTINGS, zero_stage=2),
+        replace(SETTINGS, zero_stage=3),
+    ],
+    ids=["micro_batch_size", "gradient_checkpointing", "zero_2", "zero_3"],
+)
+def test_settings_do_not_change_what_is_learnt(fused, tiny, tiny_model_dir, settings):
+    model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
+    tiny.expert_loop(model, settings).run(ignore, ignore)
+    assert_same(tiny.weights(model, settings.zero_stage), fused[1])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_resumed_run_ends_as_an_undisturbed_one(tiny, tiny_model_dir, tmp_path, zero_stage):
+    settings = replace(SETTINGS, zero_stage=zero_stage, checkpoint_every_steps=2)
+    undisturbed = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
+
+    def save(loop):
+        loop.save(tmp_path / f"step{loop.step}")
+
+    history = tiny.expert_loop(undisturbed, settings).run(ignore, save)
+    resumed = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
+    with torch.no_grad():
+        for index in range(len(tiny.ROWS)):
+            for parameter in resumed.expert_parameters(index):
+                parameter.add_(1.0)
+    loop = tiny.expert_loop(resumed, settings)
+    loop.load(tmp_path / "step2")
+    assert loop.step == 2
+    assert [report.losses for report in loop.run(ignore, ignore)] == [report.losses for report in history]
+    expected = tiny.weights(undisturbed, zero_stage)
+    for name, value in tiny.weights(resumed, zero_stage).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_checkpoints_hold_only_what_is_trained(tiny, tiny_model_dir, tmp_path):
+    model = tiny.make_mixture(tiny_model_dir(), ["ant"])
+    trained = sum(parameter.numel() for parameter in model.expert_parameters(0))
+    tiny.expert_loop(model, SETTINGS).save(tmp_path)
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.pt"))
+    assert size < 4 * (3 * trained) + 200_000
+    state = torch.load(next(tmp_path.rglob("*model_states.pt")), weights_only=False)["module"]
+    assert state and all(".lora_" in name for name in state)
+
+
+def test_the_router_learns_with_the_experts_frozen(tiny, tiny_model_dir):
+    model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
+    tiny.expert_loop(model, SETTINGS).run(ignore, ignore)
+    before = tiny.weights(model)
+    history = tiny.router_loop(model, SETTINGS).run(ignore, ignore)
+    for name, value in tiny.weights(model).items():
+        assert torch.equal(value, before[name]) != name.startswith("router"), name
+    assert set(history[0].losses) == {"router"}
+
+
+def test_a_bfloat16_base_keeps_float32_experts(tiny, tiny_model_dir):
+    model = tiny.make_mixture(tiny_model_dir(), ["ant"], "bfloat16")
+    start = tiny.weights(model)
+    history = tiny.expert_loop(model, SETTINGS).run(ignore, ignore)
+    assert {value.dtype for value in tiny.weights(model).values()} == {torch.float32}
+    assert {parameter.dtype for name, parameter in model.named_parameters() if ".base.weight" in name} == {torch.bfloat16}
+    assert not torch.equal(tiny.weights(model)["ant/0"], start["ant/0"])
+    assert history[-1].losses["ant"] < history[0].losses["ant"]
+
+
+def test_two_workers_and_every_zero_stage_give_the_same_experts(fused, tiny, tiny_model_dir, tmp_path):
+    arguments = [sys.executable, tiny.__file__, str(tiny_model_dir()), str(tmp_path / "store"), str(tmp_path)]
+    workers = [subprocess.Popen([*arguments, str(rank), "2"]) for rank in (0, 1)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    for stage in (0, 1, 2, 3):
+        assert_same(torch.load(tmp_path / f"zero{stage}.pt"), fused[1])
