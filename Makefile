@@ -1,0 +1,33 @@
+# The two commands: `make demo` and `make test`. Each sets up .venv/ if needed.
+PYTHON ?= python3
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+DEVICE := $(DEVICE)
+ifeq ($(filter $(DEVICE),cpu cuda),)
+$(error DEVICE is cpu or cuda, found '$(DEVICE)')
+endif
+
+LOCK := requirements/$(DEVICE).lock
+STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
+
+# Every Ray worker and vLLM process imports thousands of modules: keep their bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint lock
+
+demo: $(STAMP)
+	.venv/bin/python jobs/pipeline.py --config jobs/configs/demo.yaml
+
+test: lint
+	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m slow
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+lock: $(STAMP)
+	requirements/lock.sh
+
+$(STAMP):
+	PYTHON=$(PYTHON) requirements/install.sh $(DEVICE)
+	touch $@
