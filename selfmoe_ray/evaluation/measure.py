@@ -17,10 +17,9 @@ from selfmoe_ray.events import Emit
 from selfmoe_ray.mixture.checkpoint import ROUTER_WEIGHTS, load_router
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
+from selfmoe_ray.training.phase import FITTED
 
 SECONDS_BETWEEN_EVENTS = 5.0
-# Below the run's router folder: the router after the fit to labels, before the LM loss.
-FITTED_ROUTER = "fitted"
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ def score_fitted_router(
 
     folder: the run's router folder. The model has its own router again afterwards.
     """
-    if not (folder / FITTED_ROUTER / ROUTER_WEIGHTS).exists():
+    if not (folder / FITTED / ROUTER_WEIGHTS).exists():
         return []
     trained = {name: value.clone() for name, value in model.router.state_dict().items()}
-    load_router(model, folder / FITTED_ROUTER)
+    load_router(model, folder / FITTED)
     try:
         return score(model, batches, MIXSE_FITTED, model.default_gate, emit)
     finally:
