@@ -37,7 +37,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that the page shows."""
+    """All that the page shows.
+
+    label_fit: accuracies [layers] of the router's start (`selfmoe_ray.training.label_fit.FitReport`).
+    """
 
     run_name: str
     config: RunConfig
@@ -45,6 +48,7 @@ class RunFacts:
     domains: list[DomainFacts]
     expert_metrics: dict[str, list[dict[str, Any]]]
     router_metrics: list[dict[str, Any]]
+    label_fit: dict[str, Any] | None
     parameters: dict[str, Any] | None
     nll: dict[str, Any] | None
     routing: dict[str, Any] | None
@@ -67,6 +71,7 @@ def collect(config: RunConfig, domains: list[Domain], run_dir: RunDir) -> RunFac
             name: _read_jsonl(run_dir, f"{run_dir.expert(name)}/metrics.jsonl") for name in names
         },
         router_metrics=_read_jsonl(run_dir, f"{run_dir.ROUTER}/metrics.jsonl"),
+        label_fit=_read_json(run_dir, f"{run_dir.ROUTER}/fitted/fit.json"),
         parameters=measured["counts"]["parameters"] if measured else None,
         nll=_read_json(run_dir, f"{run_dir.MEASURE}/nll.json") if measured else None,
         routing=_read_json(run_dir, f"{run_dir.MEASURE}/routing.json") if measured else None,

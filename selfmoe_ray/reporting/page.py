@@ -172,6 +172,7 @@ def _destinations(counts: dict[str, Any]) -> dict[str, int]:
 def _training(facts: RunFacts) -> dict[str, Any]:
     experts = {name: _curve(rows) for name, rows in facts.expert_metrics.items() if rows}
     router = {"router": _curve(facts.router_metrics)}
+    fit = _fit_accuracies(facts.label_fit or {})
     return {
         "expert_figure": figures.line_chart(
             experts, "Loss of each expert by epoch", "epoch", "loss (nats/token)"
@@ -180,9 +181,19 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         "router_figure": figures.line_chart(
             router, "Loss of the router by epoch", "epoch", "loss (nats/token)"
         ),
+        "fit_figure": figures.line_chart(fit, "Accuracy of the router's fit by layer", "layer", "accuracy"),
+        "fit_legend": figures.legend(list(fit), "line"),
         "losses_table": tables.losses(facts),
         "parameters_table": tables.parameters(facts) if facts.parameters else None,
     }
+
+
+def _fit_accuracies(label_fit: dict[str, Any]) -> dict[str, list[figures.Point]]:
+    lines = {
+        "rows fitted to": label_fit.get("train_accuracy"),
+        "rows kept back": label_fit.get("held_out_accuracy"),
+    }
+    return {name: list(enumerate(accuracies)) for name, accuracies in lines.items() if accuracies}
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[figures.Point]:

@@ -267,7 +267,12 @@ def stages(facts: RunFacts) -> Table:
         Column("tokens", "integer"),
         Column("tokens/s", "seconds"),
     ]
-    return Table("stages", "Wall-clock time of each stage, and the tokens that it wrote (generate) or read (the others)", columns, rows)
+    return Table(
+        "stages",
+        "Wall-clock time of each stage, and the tokens that it wrote (generate) or read (the others)",
+        columns,
+        rows,
+    )
 
 
 def losses(facts: RunFacts) -> Table:

@@ -117,6 +117,15 @@ def test_the_header_says_how_mixse_compares(html):
     assert "1.0% above the own-domain oracle: 1.020" in text
 
 
+def test_the_figures_of_training_are_there(html):
+    labels = {svg.get("aria-label") for svg in Page(html).all("svg")}
+    assert {
+        "Loss of each expert by epoch",
+        "Loss of the router by epoch",
+        "Accuracy of the router's fit by layer",
+    } <= labels
+
+
 def test_a_finished_run_has_no_warning(html):
     assert not [attributes for _, attributes in Page(html).tags if attributes.get("role") == "alert"]
 
@@ -148,7 +157,8 @@ def test_an_empty_run_gives_a_page(config, run_dir):
 
 
 @pytest.mark.parametrize(
-    "missing", ["data/math", "experts/coding", "router", "mixse", "measure", "provenance.json"]
+    "missing",
+    ["data/math", "experts/coding", "router", "router/fitted", "mixse", "measure", "provenance.json"],
 )
 def test_each_part_may_be_missing(config, finished, missing):
     finished.storage.delete(missing)
