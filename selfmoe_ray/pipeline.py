@@ -1,100 +1,227 @@
-"""The ordered stages of a run, from seeds to a report; what is done is skipped."""
+"""From seeds to a report: the stages of a run, in order."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from selfmoe_ray.base_model import BaseModel, resolve
+from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain, load_domains, split_seeds
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.events import Emit
+from selfmoe_ray.evaluation.stage import expected_manifest
+from selfmoe_ray.events import Emit, EventLog
+from selfmoe_ray.generation.filters import check_response, check_task
+from selfmoe_ray.generation.generate import stage_settings
+from selfmoe_ray.provenance import provenance
+from selfmoe_ray.ray_session import check_root, ray_session
+from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run_dir import RunDir
-
-Settings = tuple[dict[str, Any], dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every stage works with."""
-
-    config: RunConfig
-    domains: list[Domain]
-    base: BaseModel
-    run_dir: RunDir
-    emit: Emit
-
-    @property
-    def names(self) -> list[str]:
-        """The domains' names, which are the experts' names, in order."""
-        return [domain.name for domain in self.domains]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a run.
-
-    folders: what it makes, each finished by a manifest. expected: the settings and inputs that a
-    folder's manifest must carry. leaves: further folders that go when the stage is done anew.
-    """
-
-    name: str
-    folders: Callable[[Context], list[str]]
-    expected: Callable[[Context, str], Settings]
-    run: Callable[[Context], None]
-    leaves: tuple[str, ...] = ()
-
-    def is_done(self, context: Context) -> bool:
-        """Whether every folder is finished as the config asks; UserError where one was made otherwise."""
-        return all(
-            context.run_dir.is_done(folder, *self.expected(context, folder), redo=self.name)
-            for folder in self.folders(context)
-        )
+from selfmoe_ray.stages import Context, Settings, Stage, delete_from, missing, run_stages
+from selfmoe_ray.training.stage import expert_manifest, router_manifest
 
 
 def prepare(config: RunConfig, run_dir: RunDir, emit: Emit) -> Context:
     """Check all that the user gave, before any work. Raises UserError for the first that is wrong."""
     domains = load_domains(config.domains)
-    needed = max(config.generation.brainstorm.seeds_in_context, config.generation.respond.seeds_in_context)
     for domain in domains:
-        shown, _ = split_seeds(domain, config.generation.seeds_per_domain, config.seed)
-        if len(shown) < needed:
-            raise UserError(
-                f"domain {domain.name!r}: {len(shown)} seeds, but prompts show {needed} "
-                "(generation.brainstorm.seeds_in_context, generation.respond.seeds_in_context); add seeds"
-            )
+        _check_seeds(domain, config, emit)
+    if config.mixture.num_experts_per_tok > len(domains):
+        raise UserError(
+            f"mixture.num_experts_per_tok: {config.mixture.num_experts_per_tok} asked, but "
+            f"{len(domains)} domain(s) make {len(domains)} expert(s)"
+        )
     base = resolve(config.base_model, config.trust_remote_code)
     return Context(config, domains, base, run_dir, emit)
 
 
-def missing(stages: Sequence[Stage], context: Context, last: str | None = None) -> list[Stage]:
-    """The stages to run, in order: from the first that is not done to `last`.
+def _check_seeds(domain: Domain, config: RunConfig, emit: Emit) -> None:
+    generation = config.generation
+    shown, _ = split_seeds(domain, generation.seeds_per_domain, config.seed)
+    needed = max(generation.brainstorm.seeds_in_context, generation.respond.seeds_in_context)
+    if len(shown) < needed:
+        raise UserError(
+            f"domain {domain.name!r}: {len(shown)} seeds to show, but a prompt shows {needed} "
+            "(generation.brainstorm.seeds_in_context, generation.respond.seeds_in_context); "
+            "add rows to its seeds.jsonl, or raise generation.seeds_per_domain"
+        )
+    problems = _shape_problems(domain, config)
+    if problems:
+        emit(
+            "seeds",
+            message=f"warning: {len(problems)} of {len(domain.seeds)} seeds would not pass as generated rows; "
+            f"the first: {problems[0]}",
+            domain=domain.name,
+        )
 
-    Raises UserError where a finished folder was made with other settings than the config's.
+
+def _shape_problems(domain: Domain, config: RunConfig) -> list[str]:
+    """A model copies the form of its seeds: those that break the domain's own shape lower the yield."""
+    filters = config.generation.filters
+    problems = []
+    for number, seed in enumerate(domain.seeds, start=1):
+        reason = check_task(seed.instruction, seed.input, domain.shape, filters) or check_response(
+            seed.instruction, seed.input, seed.output, domain.shape, filters
+        )
+        if reason:
+            problems.append(f"seed {number}: {reason}")
+    return problems
+
+
+def _generate(context: Context) -> None:
+    from selfmoe_ray.generation.ray_generate import run_generation
+
+    run_generation(context.domains, context.config, context.base, context.run_dir, context.emit)
+
+
+def _train_experts(context: Context) -> None:
+    from selfmoe_ray.training.ray_train import train_experts
+
+    train_experts(context.config, context.domains, context.base, context.run_dir, context.emit)
+
+
+def _train_router(context: Context) -> None:
+    from selfmoe_ray.training.ray_train import train_router
+
+    train_router(context.config, context.domains, context.base, context.run_dir, context.emit)
+
+
+def _assemble(context: Context) -> None:
+    from selfmoe_ray.mixture.checkpoint import assemble_mixse
+    from selfmoe_ray.mixture.spec import MixtureSpec
+
+    start = time.monotonic()
+    run_dir, base = context.run_dir, context.base
+    spec = MixtureSpec.uniform(context.names, context.config.mixture, base.value, base.content_hash)
+    with contextlib.ExitStack() as stack:
+        read = run_dir.storage.local_folder_to_read
+        experts = {name: stack.enter_context(read(run_dir.expert(name))) for name in context.names}
+        router = stack.enter_context(read(run_dir.ROUTER))
+        folder = stack.enter_context(run_dir.storage.local_folder_to_write(run_dir.MIXSE))
+        assemble_mixse(spec, experts, router, folder, base)
+    settings, inputs = _mixse_manifest(context)
+    counts = {"experts": len(context.names)}
+    run_dir.write_manifest(run_dir.MIXSE, settings, inputs, counts, time.monotonic() - start)
+
+
+def _mixse_manifest(context: Context) -> Settings:
+    run_dir = context.run_dir
+    folders = [*map(run_dir.expert, context.names), run_dir.ROUTER]
+    settings = {
+        "mixture": context.config.mixture.model_dump(),
+        "base_model": context.base.value,
+        "base_hash": context.base.content_hash,
+    }
+    return settings, {folder: run_dir.manifest_hash(folder) for folder in folders}
+
+
+def _measure(context: Context) -> None:
+    from selfmoe_ray.evaluation.ray_measure import measure
+
+    measure(context.config, context.domains, context.base, context.run_dir, context.emit)
+
+
+def _report(context: Context) -> None:
+    from selfmoe_ray.reporting.page import write_report
+
+    start = time.monotonic()
+    write_report(context.config, context.run_dir)
+    settings, inputs = _report_manifest(context)
+    context.run_dir.write_manifest(context.run_dir.REPORT, settings, inputs, {}, time.monotonic() - start)
+
+
+def _report_manifest(context: Context) -> Settings:
+    measure = context.run_dir.MEASURE
+    return {}, {measure: context.run_dir.manifest_hash(measure)}
+
+
+def _domain(context: Context, folder: str) -> Domain:
+    """The domain that a folder of data or of an expert belongs to."""
+    return next(domain for domain in context.domains if domain.name == folder.rsplit("/", 1)[1])
+
+
+STAGES = (
+    Stage(
+        name="generate",
+        folders=lambda context: [context.run_dir.data(name) for name in context.names],
+        expected=lambda context, folder: (
+            stage_settings(_domain(context, folder), context.config, context.base),
+            {},
+        ),
+        run=_generate,
+    ),
+    Stage(
+        name="experts",
+        folders=lambda context: [context.run_dir.expert(name) for name in context.names],
+        expected=lambda context, folder: expert_manifest(
+            context.config, _domain(context, folder).name, context.base, context.run_dir
+        ),
+        run=_train_experts,
+        leaves=("checkpoints",),
+    ),
+    Stage(
+        name="router",
+        folders=lambda context: [context.run_dir.ROUTER],
+        expected=lambda context, _: router_manifest(
+            context.config, context.names, context.base, context.run_dir
+        ),
+        run=_train_router,
+    ),
+    Stage(
+        name="mixse",
+        folders=lambda context: [context.run_dir.MIXSE],
+        expected=lambda context, _: _mixse_manifest(context),
+        run=_assemble,
+    ),
+    Stage(
+        name="measure",
+        folders=lambda context: [context.run_dir.MEASURE],
+        expected=lambda context, _: expected_manifest(context.config, context.names, context.run_dir),
+        run=_measure,
+    ),
+    Stage(
+        name="report",
+        folders=lambda context: [context.run_dir.REPORT],
+        expected=lambda context, _: _report_manifest(context),
+        run=_report,
+    ),
+)
+
+
+def run(config: RunConfig, redo: str | None = None, last: str | None = None, verbose: bool = False) -> str:
+    """Run what a config asks for and is not done yet; returns the run's folder.
+
+    redo: a stage whose results, and those after it, are deleted first. last: the stage to stop after.
+    Raises UserError for everything that the user can mend.
     """
-    names = [stage.name for stage in stages]
-    wanted = stages[: names.index(last) + 1] if last else stages
-    for position, stage in enumerate(wanted):
-        if not stage.is_done(context):
-            return list(wanted[position:])
-    return []
+    check_root(config.root)
+    run_dir = RunDir(config.root, config.run_name)
+    with run_dir.storage.open_append(run_dir.EVENTS) as append:
+        emit = EventLog(append)
+        context = prepare(config, run_dir, emit)
+        if redo:
+            delete_from(STAGES, context, redo)
+        todo = missing(STAGES, context, last)
+        emit("run", message=f"to do: {', '.join(stage.name for stage in todo) or 'nothing, all is done'}")
+        if todo:
+            run_dir.write_start(config.model_dump(mode="json"), provenance())
+            with ray_session(verbose):
+                run_stages(todo, context)
+    if last in (None, STAGES[-1].name):
+        print(closing(run_dir))
+    return run_dir.storage.path()
 
 
-def delete_from(stages: Sequence[Stage], context: Context, name: str) -> None:
-    """Delete what a stage and those after it have made."""
-    names = [stage.name for stage in stages]
-    for stage in stages[names.index(name) :]:
-        for folder in (*stage.folders(context), *stage.leaves):
-            context.run_dir.storage.delete(folder)
-
-
-def run_stages(stages: Sequence[Stage], context: Context) -> None:
-    """Run stages in order, each with its beginning, end and seconds on record."""
-    for stage in stages:
-        context.emit(stage.name, message="begins")
-        start = time.monotonic()
-        stage.run(context)
-        context.emit(stage.name, message="finished", seconds=round(time.monotonic() - start, 1))
+def describe(config: RunConfig, redo: str | None = None) -> str:
+    """What `run` would do, one line a stage; checks what `run` checks before any work."""
+    check_root(config.root)
+    run_dir = RunDir(config.root, config.run_name)
+    context = prepare(config, run_dir, EventLog(lambda _: None))
+    names = [stage.name for stage in STAGES]
+    redone = names.index(redo) if redo else len(names)
+    first = len(missing(STAGES[:redone], context))
+    todo = names[redone - first :] if first else names[redone:]
+    lines = [f"run {run_dir.storage.path()}", f"base {context.base.value} (hash {context.base.content_hash})"]
+    lines += [f"domain {domain.name}: {len(domain.seeds)} seeds" for domain in context.domains]
+    lines += [f"stage {name}: {'to do' if name in todo else 'done'}" for name in names]
+    return "\n".join(lines)

@@ -43,6 +43,14 @@ class RunDir:
         """The folder in which a trainer keeps its resumable state."""
         return f"checkpoints/{trainer}"
 
+    # The run as a whole.
+    def write_start(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
+        """Say with which settings, versions and machine the run was last taken up."""
+        import yaml
+
+        self.storage.write_bytes(self.CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
+        self.storage.write_json(self.PROVENANCE, provenance)
+
     # A domain's rows.
     def part_name(self, domain: str, phase: Phase, part: str) -> str:
         """The Parquet file of one part of raw completions."""

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from selfmoe_ray.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+REWRITE_SECONDS = 10.0
 
 
 class Storage:
@@ -91,6 +95,35 @@ class Storage:
         filesystem, base = self._remote
         with filesystem.open_output_stream(f"{base}/{name}") as stream:
             stream.write(data)
+
+    @contextmanager
+    def open_append(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Yields a function that adds text to a file. A local file has each text at once; an object
+        store, which cannot append, has the whole anew every few seconds and at the end."""
+        if self.is_local:
+            path = Path(self.path(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", buffering=1) as stream:
+
+                def write(text: str) -> None:
+                    stream.write(text)
+
+                yield write
+            return
+        texts = [self.read_bytes(name).decode()] if self.exists(name) else []
+        written = time.monotonic()
+
+        def append(text: str) -> None:
+            nonlocal written
+            texts.append(text)
+            if time.monotonic() - written > REWRITE_SECONDS:
+                self.write_bytes(name, "".join(texts).encode())
+                written = time.monotonic()
+
+        try:
+            yield append
+        finally:
+            self.write_bytes(name, "".join(texts).encode())
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens where it is missing."""

@@ -14,7 +14,7 @@ FLOORS = [
     {"mixture", "training"},
     {"evaluation", "serving"},
     {"ray_"},
-    {"pipeline"},
+    {"provenance", "stages", "pipeline"},
     {"command"},
 ]
 
