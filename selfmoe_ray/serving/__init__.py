@@ -1,0 +1,1 @@
+"""Serving a mixture: vLLM inside, Ray Serve around it."""

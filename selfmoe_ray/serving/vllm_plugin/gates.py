@@ -1,0 +1,86 @@
+"""The gate of each token row: what a request may ask for, and the buffers that the forward pass reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.spec import MixtureSpec
+
+RESERVED = re.compile(r"router|base|uniform|top\d+")
+
+
+@dataclass(frozen=True)
+class RowGate:
+    """A token's gate: the router's top k, and constant weights for the experts that it does not pick."""
+
+    k: int
+    weights: tuple[float, ...]
+
+
+def parse_gate(value: object, spec: MixtureSpec) -> RowGate:
+    """The gate that a request names: "router", "top<k>", "base", "uniform" or an expert.
+
+    Raises UserError for anything else.
+    """
+    n = len(spec.experts)
+    zeros = (0.0,) * n
+    if value == "router":
+        return RowGate(spec.num_experts_per_tok, zeros)
+    if value == "base":
+        return RowGate(0, zeros)
+    if value == "uniform":
+        return RowGate(0, (1.0 / n,) * n)
+    if value in spec.experts:
+        return RowGate(0, tuple(float(name == value) for name in spec.experts))
+    if isinstance(value, str) and re.fullmatch(r"top\d+", value) and 1 <= int(value[3:]) <= n:
+        return RowGate(int(value[3:]), zeros)
+    raise UserError(
+        f"mixse_gate is {value!r}; it must be router, base, uniform, top1 to top{n}, "
+        f"or an expert ({', '.join(spec.experts)})"
+    )
+
+
+class TokenGates:
+    """The gate of every token row of the next forward pass, in buffers at fixed addresses.
+
+    k [max_tokens, 1] int32, weights [max_tokens, n] float32. A captured or compiled graph reads the
+    buffers, so a request's gate is data, never a branch.
+    """
+
+    def __init__(self, spec: MixtureSpec, max_tokens: int):
+        self.spec = spec
+        self.default = parse_gate("router", spec)
+        self.k = torch.full((max_tokens, 1), self.default.k, dtype=torch.int32)
+        self.weights = torch.zeros(max_tokens, len(spec.experts), dtype=torch.float32)
+        self._all_default = True
+
+    def read(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """k [tokens, 1] and weights [tokens, n]."""
+        return self.k.narrow(0, 0, tokens), self.weights.narrow(0, 0, tokens)
+
+    def write(self, gates: Sequence[RowGate | None], tokens: np.ndarray) -> None:
+        """Set the gates of a batch: one a request (None for the default) and its number of tokens."""
+        if all(gate is None for gate in gates):
+            self._reset()
+            return
+        rows = [gate or self.default for gate in gates]
+        token_rows = torch.from_numpy(np.repeat(np.arange(len(rows)), tokens))
+        k = torch.tensor([[row.k] for row in rows], dtype=torch.int32)[token_rows]
+        weights = torch.tensor([row.weights for row in rows], dtype=torch.float32)[token_rows]
+        # The temporaries are pageable, so the copy has left them when it returns.
+        self.k[: len(k)].copy_(k)
+        self.weights[: len(weights)].copy_(weights)
+        self._all_default = False
+
+    def _reset(self) -> None:
+        if not self._all_default:
+            self.k.fill_(self.default.k)
+            self.weights.zero_()
+            self._all_default = True

@@ -1,0 +1,121 @@
+"""vLLM's own model classes, each with experts on its linear layers; built by name, on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm import ModelRegistry
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.checkpoint import ROUTER_WEIGHTS
+from selfmoe_ray.mixture.decoder import ROUTER_READS
+from selfmoe_ray.serving.vllm_plugin import ARCHITECTURE_PREFIX, requests
+from selfmoe_ray.serving.vllm_plugin.checkpoint import MixseCheckpoint, Place, read_checkpoint
+from selfmoe_ray.serving.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
+from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
+from selfmoe_ray.serving.vllm_plugin.routing import Routing
+
+
+def __getattr__(name: str) -> Any:
+    base = name.removeprefix(ARCHITECTURE_PREFIX)
+    if base == name or base not in ModelRegistry.models:
+        raise AttributeError(name)
+    cls = _mixse_class(name, ModelRegistry.models[base].load_model_cls())
+    globals()[name] = cls
+    return cls
+
+
+def _mixse_class(name: str, base: type[nn.Module]) -> type[nn.Module]:
+    class MixseForCausalLM(base):
+        allow_patterns_overrides = (ROUTER_WEIGHTS,)
+
+        def __init__(self, *, vllm_config: Any, prefix: str = ""):
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+            model_config = vllm_config.model_config
+            checkpoint = read_checkpoint(model_config.hf_config, model_config.model)
+            self.secondary_weights = [DefaultModelLoader.Source(str(checkpoint.base), None)]
+            self.mixture = VllmMixture(self, checkpoint, vllm_config.scheduler_config.max_num_batched_tokens)
+            requests.install_in_worker(vllm_config)
+
+        def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+            base_weights = ((name, weight) for name, weight in weights if not name.startswith("theta."))
+            return super().load_weights(base_weights) | self.mixture.load()
+
+        def get_model_state_cls(self) -> type:
+            from selfmoe_ray.serving.vllm_plugin.model_state import MixseModelState
+
+            return MixseModelState
+
+    MixseForCausalLM.__name__ = MixseForCausalLM.__qualname__ = name
+    return MixseForCausalLM
+
+
+class VllmMixture:
+    """The experts and the router of a vLLM model, attached to its linear layers in place."""
+
+    def __init__(self, model: Any, checkpoint: MixseCheckpoint, max_tokens: int):
+        self.checkpoint = checkpoint
+        self.spec = checkpoint.spec
+        self.gates = TokenGates(self.spec, max_tokens)
+        self.routing = Routing(self.spec.router, len(self.spec.experts), self.gates)
+        self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
+        self.thetas: dict[int, Tensor] = {}
+        self._attach(model)
+
+    def _attach(self, model: Any) -> None:
+        wanted = self.checkpoint.places()
+        packed = getattr(model, "packed_modules_mapping", {})
+        last: MixtureLinearMethod | None = None
+        for name, module in model.named_modules():
+            place = Place.of(name)
+            if place is None or not isinstance(module, LinearBase):
+                continue
+            parts = [Place(place.layer, path) for path in _parts(place.path, packed)]
+            reads = any(part.path.removeprefix("self_attn.") in ROUTER_READS for part in parts)
+            if reads or not wanted.isdisjoint(parts):
+                last = self._attach_linear(name, module, parts, reads)
+        missing = sorted(str(place) for place in wanted - set(self.linears))
+        layers = {place.layer for place in self.linears}
+        if missing or last is None or layers != set(self.thetas):
+            reason = f"has no {missing[0]}" if missing else "has a layer without q_proj or qkv_proj"
+            raise UserError(f"{self.checkpoint.folder}: vLLM's {type(model).__name__} {reason}")
+        last.last = True
+
+    def _attach_linear(
+        self, name: str, linear: LinearBase, parts: list[Place], reads: bool
+    ) -> MixtureLinearMethod:
+        base = linear.quant_method
+        if not isinstance(base, UnquantizedLinearMethod):
+            raise UserError(f"{name} is quantised ({type(base).__name__}); experts need plain linear layers")
+        theta = self._theta(parts[0].layer, linear.input_size) if reads else None
+        linear.mixse_experts = StackedExperts(linear, [part.path for part in parts], self.spec)
+        linear.quant_method = MixtureLinearMethod(base, self.routing, parts[0].layer, theta)
+        self.linears |= {part: (name, linear, index) for index, part in enumerate(parts)}
+        return linear.quant_method
+
+    def _theta(self, layer: int, hidden: int) -> Tensor:
+        shared = self.thetas.get(0) if self.spec.router.scope == "shared" else None
+        theta = torch.zeros(hidden, len(self.spec.experts), dtype=torch.float32) if shared is None else shared
+        self.thetas[layer] = theta
+        return theta
+
+    def load(self) -> set[str]:
+        """Read all experts and the router; the names of the parameters that are ours."""
+        for expert in range(len(self.spec.experts)):
+            for place, a, b in self.checkpoint.expert(expert):
+                _, linear, part = self.linears[place]
+                linear.mixse_experts.load(linear, expert, part, a, b)
+        thetas = self.checkpoint.theta()
+        for layer, theta in self.thetas.items():
+            theta.copy_(thetas[layer if self.spec.router.scope == "layer" else 0].t())
+        return {f"{name}.mixse_experts.weight" for name, _, _ in self.linears.values()}
+
+
+def _parts(path: str, packed: dict[str, list[str]]) -> list[str]:
+    parent, _, leaf = path.rpartition(".")
+    return [f"{parent}.{part}" if parent else part for part in packed.get(leaf, [leaf])]

@@ -1,0 +1,79 @@
+"""A request's gate on its way from the API to the token rows of a batch."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.serving.vllm_plugin.gates import RowGate, parse_gate
+
+GATE_KEY = "mixse_gate"
+
+
+def requested_gate(sampling_params: Any, spec: MixtureSpec) -> RowGate | None:
+    """The gate that a request asks for; None for the default. Raises UserError for an unknown one."""
+    value = (getattr(sampling_params, "extra_args", None) or {}).get(GATE_KEY)
+    if value is None:
+        return None
+    gate = parse_gate(value, spec)
+    return None if gate == parse_gate("router", spec) else gate
+
+
+def install() -> None:
+    """In every process that takes requests: check the gate and salt the request's prefix cache with it."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    _wrap(InputProcessor, "process_inputs", _salt)
+
+
+def install_in_worker(vllm_config: Any) -> None:
+    """In a worker with the V1 model runner: fill the gate buffers before each forward pass.
+
+    The V2 runner asks the model itself (`MixseModelState`).
+    """
+    if not vllm_config.use_v2_model_runner:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        _wrap(GPUModelRunner, "_prepare_inputs", _write_gates)
+
+
+def _wrap(cls: type, method: str, wrapper: Any) -> None:
+    original = getattr(cls, method)
+    if getattr(original, "mixse", False):
+        return
+
+    @functools.wraps(original)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, self, *args, **kwargs)
+
+    wrapped.mixse = True  # type: ignore[attr-defined]
+    setattr(cls, method, wrapped)
+
+
+def _salt(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    request = process_inputs(self, *args, **kwargs)
+    section = getattr(self.model_config.hf_config, "mixse", None)
+    if section is None:
+        return request
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        gate = requested_gate(request.sampling_params, MixtureSpec.model_validate(section))
+    except UserError as error:
+        raise VLLMValidationError(str(error), parameter=GATE_KEY) from None
+    if gate is not None:
+        request.cache_salt = f"{request.cache_salt or ''}|{gate}"
+    return request
+
+
+def _write_gates(prepare_inputs: Any, self: Any, scheduler_output: Any, tokens: np.ndarray) -> Any:
+    prepared = prepare_inputs(self, scheduler_output, tokens)
+    mixture = getattr(self.get_model(), "mixture", None)
+    if mixture is not None:
+        params = [self.requests[name].sampling_params for name in self.input_batch.req_ids]
+        mixture.gates.write([requested_gate(each, mixture.spec) for each in params], tokens)
+    return prepared
