@@ -11,7 +11,7 @@ fail() { printf '%s\n' "$@" >&2; exit 1; }
 
 check_python() {
     local found
-    found=$("$python" -c 'import sys; print(".".join(map(str, sys.version_info[:3])))') ||
+    found=$("$python" -c 'import sys; print(".".join(map(str, sys.version_info[:3])))' 2>/dev/null) ||
         fail "Set-up: no Python at '$python'. Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "Set-up: $python is Python $found; 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."

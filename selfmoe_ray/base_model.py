@@ -60,8 +60,9 @@ def check_hash(recorded_value: str, recorded_hash: str, base: BaseModel) -> None
     """
     if recorded_hash and recorded_hash != base.content_hash:
         raise UserError(
-            f"base_model: {base.value!r} ({base.path}) has content hash {base.content_hash}, but this adapter "
-            f"or mixture was made for {recorded_value!r} with hash {recorded_hash}; give that base model"
+            f"base_model: {base.value!r} ({base.path}) has content hash {base.content_hash}, but this "
+            f"adapter or mixture was made for {recorded_value!r} with hash {recorded_hash}; "
+            "give that base model"
         )
 
 
@@ -91,9 +92,9 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
         return
-    vocabulary = tokenizer.get_vocab()
-    choices = [token for token in [*PAD_TOKENS, tokenizer.unk_token] if token in vocabulary]
-    tokenizer.pad_token = next((token for token in choices if token != tokenizer.eos_token), tokenizer.eos_token)
+    vocabulary, end = tokenizer.get_vocab(), tokenizer.eos_token
+    choices = [token for token in [*PAD_TOKENS, tokenizer.unk_token] if token in vocabulary and token != end]
+    tokenizer.pad_token = choices[0] if choices else end
 
 
 def load_model(
@@ -118,7 +119,7 @@ def load_model(
             attn_implementation="eager" if soft_capped else "sdpa",
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"base_model: transformers cannot load {path}: {error}\n"
             "(code that comes with a model runs only with trust_remote_code: true)"
@@ -180,7 +181,9 @@ def main() -> int:
     """Print the local directory of a `base_model` value; everything else goes to stderr."""
     parser = argparse.ArgumentParser(prog="python -m selfmoe_ray.base_model", description=main.__doc__)
     parser.add_argument("value", help="embedded | embedded:gemma3-270m | hub id | directory | file.gguf")
-    parser.add_argument("--trust-remote-code", action="store_true", help="also fetch a hub repository's Python files")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="also fetch a hub repository's Python files"
+    )
     arguments = parser.parse_args()
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,7 @@ def _convert_atomically(parts: Sequence[Path], folder: Path, source: str) -> Non
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir()
+    print(f"Converting {folder.name} to a checkpoint in {folder.parent} (once)", file=sys.stderr, flush=True)
     try:
         _convert(parts, partial)
         record = {"source_sha256": source, "files": _describe(partial)}
