@@ -1,0 +1,93 @@
+"""What a user meets at the command line; each case is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCREEN = 24
+
+
+def job(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs/pipeline.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300)
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("RESULT ")
+    return json.loads(last.removeprefix("RESULT "))
+
+
+def write_domain(folder: Path, seeds: str) -> str:
+    folder.mkdir()
+    settings = "name: law\ncovers: Law.\nrequirements: [One question.]\nanswer: Briefly.\nshape: free\n"
+    (folder / "domain.yaml").write_text(settings)
+    (folder / "seeds.jsonl").write_text(seeds)
+    return str(folder)
+
+
+CASES = {
+    "unknown key": ("trainig: {}", "trainig: unknown setting; did you mean 'training'?"),
+    "unknown domain": ("domains: [maths]", "'maths' is no built-in domain (nearest: math"),
+    "missing seeds": ("domains: [DOMAIN]", "seeds.jsonl"),
+    "unknown base": ("base_model: no/such-model", "base_model: 'no/such-model' was not found"),
+    "too many experts a token": ("mixture: {num_experts_per_tok: 9}", "num_experts_per_tok: 9 asked"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_screen_and_no_traceback(case: str, tmp_path: Path) -> None:
+    text, message = CASES[case]
+    if "DOMAIN" in text:
+        text = text.replace("DOMAIN", write_domain(tmp_path / "law", ""))
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    done = job("--config", str(config), folder=tmp_path)
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= SCREEN
+    assert result_of(done)["status"] == "refused"
+    assert not list((tmp_path / "runs").rglob("manifest.json"))
+
+
+def test_malformed_seeds_are_named_by_file_and_line(tmp_path: Path) -> None:
+    good = '{"instruction": "What is a lien?", "input": "", "output": "A claim on property."}\n'
+    folder = write_domain(tmp_path / "law", good + '{"instruction": "broken\n')
+    config = tmp_path / "config.yaml"
+    config.write_text(f"domains: [{folder}]")
+    done = job("--config", str(config), folder=tmp_path)
+    assert done.returncode == 2 and "seeds.jsonl:2: not valid JSON" in done.stderr
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path, tiny_model_dir) -> None:  # type: ignore[no-untyped-def]
+    config = tmp_path / "config.yaml"
+    config.write_text(f"domains: [math]\nbase_model: {tiny_model_dir('llama')}")
+    done = job("--config", str(config), "--dry-run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stage generate: to do" in done.stdout and "stage report: to do" in done.stdout
+    assert result_of(done) == {"status": "dry-run"} and not (tmp_path / "runs").exists()
+
+
+def test_help_and_config_load_no_heavy_library(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom selfmoe_ray.command import main, _parser\nfrom selfmoe_ray.config import load_config\n"
+        "_parser(None).format_help()\n"
+        f"load_config({str(ROOT / 'jobs/configs/demo.yaml')!r})\n"
+        "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_finished_stages_need_no_heavy_library() -> None:
+    script = (
+        "import sys\nimport selfmoe_ray.pipeline\n"
+        "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
