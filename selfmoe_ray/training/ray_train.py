@@ -222,15 +222,18 @@ def _fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape
     pending = [
         fit.remote(phase, count, shape, progress) for phase, count in zip(phases, workers, strict=True)
     ]
-    while pending:
-        finished, pending = ray.wait(pending, timeout=POLL_SECONDS)
-        for kind, fields in ray.get(progress.drain.remote()):
-            emit(kind, **fields)
-        try:
+    try:
+        while pending:
+            finished, pending = ray.wait(pending, timeout=POLL_SECONDS)
+            for kind, fields in ray.get(progress.drain.remote()):
+                emit(kind, **fields)
             ray.get(finished)
-        except RayTaskError as error:
-            raise _reason(error) from error
-    ray.kill(progress)
+    except RayTaskError as error:
+        raise _reason(error) from error
+    finally:
+        for task in pending:
+            ray.cancel(task, force=True)
+        ray.kill(progress)
 
 
 class _Progress:
