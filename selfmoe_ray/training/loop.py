@@ -219,7 +219,7 @@ def _make_engine(model: MixtureModel, learners: Sequence[Learner], settings: Loo
     ]
     engine, *_ = import_deepspeed().initialize(
         model=model,
-        optimizer=torch.optim.AdamW(groups, fused=True),  # type: ignore[arg-type]
+        optimizer=torch.optim.AdamW(groups, fused=True),
         config={
             "train_micro_batch_size_per_gpu": settings.micro_batch_size,
             "gradient_accumulation_steps": 1,

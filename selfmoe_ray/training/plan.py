@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -139,4 +140,4 @@ def split_evenly(items: Sequence[Item], parts: int) -> list[list[Item]]:
     """Cut into consecutive parts whose sizes differ by at most one, the larger first."""
     size, extra = divmod(len(items), parts)
     ends = [part * size + min(part, extra) for part in range(parts + 1)]
-    return [list(items[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+    return [list(items[start:end]) for start, end in itertools.pairwise(ends)]

@@ -156,8 +156,8 @@ def worker_shape(resources: TrainingResources, plans: Sequence[TrainerPlan], clu
     )
     if fitting < workers:
         raise UserError(
-            f"resources.training: a trainer asks for {workers} worker(s) of {cpus} CPU(s) and {gpus:g} GPU(s) "
-            f"each; the cluster has room for {fitting} (CPUs by node: {list(cluster.node_cpus)}, "
+            f"resources.training: a trainer asks for {workers} worker(s) of {cpus} CPU(s) and {gpus:g} "
+            f"GPU(s) each; the cluster has room for {fitting} (CPUs by node: {list(cluster.node_cpus)}, "
             f"GPUs by node: {list(cluster.node_gpus)}).\n"
             "  lower workers_per_trainer, cpus_per_worker or gpus_per_worker, or add nodes"
         )

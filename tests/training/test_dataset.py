@@ -43,7 +43,7 @@ def test_long_rows_lose_their_end_and_eos_and_rows_without_response_are_dropped(
 
 
 def test_a_length_that_fits_no_row_is_a_user_error(tokenizer):
-    with pytest.raises(UserError, match="training.max_length.*geo"):
+    with pytest.raises(UserError, match=r"training\.max_length.*geo"):
         tokenize_all([example()], tokenizer, 16)
 
 

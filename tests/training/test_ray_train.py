@@ -16,7 +16,7 @@ from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.training.plan import TrainerPlan
 from selfmoe_ray.training.ray_train import Cluster, count_devices, train_experts, train_router, worker_shape
 
-WORDS = "train France Paris capital numbers hours miles list Python function sum return".split()
+WORDS = ["train", "France", "Paris", "capital", "numbers", "hours", "Python", "function", "sum", "return"]
 ROWS = {"ant": 40, "bee": 16}
 
 
@@ -159,7 +159,7 @@ def test_finished_experts_are_kept_and_other_settings_refused(fused):
     again = Events()
     train_experts(config, *others, again)
     assert again.seen == []
-    with pytest.raises(UserError, match="(?s)seed = 0.*--redo experts"):
+    with pytest.raises(UserError, match=r"(?s)seed = 0.*--redo experts"):
         train_experts(config.model_copy(update={"seed": 5}), *others, Events())
 
 
