@@ -55,5 +55,6 @@ def _measure_events(
     with ThreadPoolExecutor(max_workers=1) as thread:
         result = thread.submit(work)
         result.add_done_callback(lambda _: events.put(None))
-        yield from iter(events.get, None)
+        while (event := events.get()) is not None:
+            yield event
         result.result()

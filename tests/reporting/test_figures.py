@@ -1,3 +1,4 @@
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -14,7 +15,7 @@ def test_ticks_enclose_the_data_at_equal_steps(low, high):
     assert ticks[0] <= low
     assert ticks[-1] >= high
     assert 3 <= len(ticks) <= 9
-    steps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(ticks)]
     assert steps == pytest.approx([steps[0]] * len(steps))
 
 
