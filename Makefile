@@ -30,4 +30,5 @@ lock: $(STAMP)
 
 $(STAMP):
 	PYTHON=$(PYTHON) requirements/install.sh $(DEVICE)
+	rm -f .venv/installed-*
 	touch $@
