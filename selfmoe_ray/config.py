@@ -132,7 +132,6 @@ class GenerationResources(Section):
     gpus_per_engine: Auto | float = "auto"
     cpus_per_engine: int = Field(1, ge=0)
     tensor_parallel_size: int = Field(1, ge=1)
-    batch_size: int = Field(64, ge=1)
     engine_kwargs: dict[str, Any] = {}
     env_vars: dict[str, str] = {}
 

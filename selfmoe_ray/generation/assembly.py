@@ -17,7 +17,9 @@ class PartAssembler:
     """Groups the completions of a wave by part."""
 
     def __init__(self, parts: Iterable[Part]):
-        self._part_of = {(part.phase, prompt.id): part for part in parts for prompt in part.prompts}
+        self._part_of: dict[tuple[str, str], Part] = {
+            (part.phase, prompt.id): part for part in parts for prompt in part.prompts
+        }
         self._rows: dict[Part, dict[str, Completion]] = {part: {} for part in self._part_of.values()}
 
     def add(self, completions: Iterable[Completion]) -> Iterator[tuple[Part, list[Completion]]]:
@@ -45,7 +47,7 @@ class Progress:
         for part in parts:
             self._total[_label(part.phase, part.domain)] += len(part.prompts)
         self._done: Counter[str] = Counter()
-        self._tokens = 0
+        self._reported = self._tokens = 0
         self._since: tuple[float, int] | None = None
         self._begun = self._last = time.monotonic()
 
@@ -62,6 +64,8 @@ class Progress:
         now = time.monotonic()
         if now - self._last < _SECONDS_BETWEEN_REPORTS and not is_last:
             return
+        if is_last and self._reported == self._done.total():
+            return
         self._last = now
         if self._since is None:
             self._emit("generate", message="engines are starting", seconds=round(now - self._begun))
@@ -69,6 +73,7 @@ class Progress:
         # Measured from the first arrival on: what came with it took an unknown share of the start.
         start, tokens = self._since
         rate = (self._tokens - tokens) / max(now - start, 1e-9)
+        self._reported = self._done.total()
         counts = {label: f"{self._done[label]}/{total}" for label, total in self._total.items()}
         self._emit("generate", message="completions", **counts, tokens_per_second=round(rate, 1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,8 +65,9 @@ def plan_engines(
     ):
         if engines * each > there:
             raise UserError(
-                f"resources.generation: {engines} engine(s) of {each:g} {kind} ask for {engines * each:g} {kind}, "
-                f"the cluster has {there:g}; lower engines, tensor_parallel_size or {kind.lower()}s_per_engine"
+                f"resources.generation: {engines} engine(s) of {each:g} {kind} ask for "
+                f"{engines * each:g} {kind}, the cluster has {there:g}; "
+                f"lower engines, tensor_parallel_size or {kind.lower()}s_per_engine"
             )
     pools, explanation = _plan_pools(resources, domains, engines)
     device = f"{gpus:g} GPU" if gpus else "CPU"
@@ -122,12 +122,12 @@ def engine_kwargs(
     return settings | resources.engine_kwargs
 
 
-def env_vars(plan: EnginePlan, resources: GenerationResources, single_node: bool) -> dict[str, str]:
+def env_vars(plan: EnginePlan, resources: GenerationResources, is_single_node: bool) -> dict[str, str]:
     """Environment of the engines' processes; `resources.env_vars` has the last word."""
     if plan.gpus:
         return dict(resources.env_vars)
     settings = {"VLLM_CPU_KVCACHE_SPACE": str(_KV_CACHE_GIB_CPU), "VLLM_LOGGING_LEVEL": "ERROR"}
-    if single_node and sum(pool.engines for pool in plan.pools) == 1:
+    if is_single_node and sum(pool.engines for pool in plan.pools) == 1:
         # Left alone, vLLM keeps a core back for its scheduler, half of a two-core machine.
         settings["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     intel_openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
@@ -136,6 +136,6 @@ def env_vars(plan: EnginePlan, resources: GenerationResources, single_node: bool
     return settings | resources.env_vars
 
 
-def concurrent_batches(max_num_seqs: int, batch_size: int) -> int:
-    """Batches in flight that keep an engine full while finished ones are handed on."""
-    return math.ceil(max_num_seqs / batch_size) + 2
+def concurrent_requests(max_num_seqs: int) -> int:
+    """Requests in flight that keep an engine full while finished ones are handed on."""
+    return max_num_seqs + max(4, max_num_seqs // 8)

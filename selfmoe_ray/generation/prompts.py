@@ -32,7 +32,8 @@ def brainstorm_prompt(domain: Domain, shown: Sequence[Seed]) -> str:
     ]
     return "\n".join(
         [
-            f"A list of different tasks. {domain.covers}\nEvery task meets these requirements:\n{requirements}\n",
+            f"A list of different tasks. {domain.covers}",
+            f"Every task meets these requirements:\n{requirements}\n",
             *tasks,
             f"{TASK_HEADER} {len(shown) + 1}\n{INSTRUCTION_LABEL}",
         ]
@@ -45,8 +46,7 @@ def respond_prefix(domain: Domain, shown: Sequence[Seed]) -> str:
     Constant over a round, so that the engine's prefix cache holds all but the task itself.
     """
     tasks = [
-        f"{TASK_HEADER}\n{render_task(seed.instruction, seed.input)}\n{RESPONSE_LABEL} {_compact(seed.output)}\n"
-        for seed in shown
+        f"{respond_prompt('', seed.instruction, seed.input)} {_compact(seed.output)}\n" for seed in shown
     ]
     return "\n".join([f"Tasks with their correct responses. {domain.answer}\n", *tasks, ""])
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import ray
+from ray.data.datasource import Datasource, ReadTask
 
 from selfmoe_ray.base_model import BaseModel, load_tokenizer
-from selfmoe_ray.config import RunConfig
+from selfmoe_ray.config import BrainstormConfig, RespondConfig, RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.events import Emit
 from selfmoe_ray.generation import prompts
 from selfmoe_ray.generation.assembly import PartAssembler, Progress
 from selfmoe_ray.generation.engines import (
     EnginePlan,
-    concurrent_batches,
+    Pool,
+    concurrent_requests,
     engine_kwargs,
     env_vars,
     plan_engines,
@@ -27,6 +30,7 @@ from selfmoe_ray.records import Completion
 from selfmoe_ray.run_dir import RunDir
 
 _POLL_SECONDS = 1.0
+_CLOSE_SECONDS = 60.0
 _ERROR = "__inference_error__"
 
 
@@ -40,12 +44,13 @@ def run_generation(
     names = [domain.name for domain in domains]
     plan = plan_engines(config.resources.generation, names, ray.cluster_resources())
     emit("generate", message=plan.explanation)
-    generate(domains, config, base, run_dir, VllmComplete(config, base, plan, emit), emit)
+    with EnginePools(config, base, plan, emit) as pools:
+        generate(domains, config, base, run_dir, pools.complete, emit)
 
 
 @dataclass(frozen=True)
 class EngineJob:
-    """All that a task needs to run prompts on its pool of engines."""
+    """All that a task needs to run a pool of engines."""
 
     config: RunConfig
     model_path: str
@@ -55,11 +60,12 @@ class EngineJob:
     env_vars: dict[str, str]
 
 
-class VllmComplete:
-    """A `Complete` that runs each pool's parts in a Ray task of its own.
+class EnginePools:
+    """Engines that start with the first wave and serve all that follow.
 
-    The task ends with its wave: engines with tensor parallelism leave their placement groups behind
-    until the process that made them ends, and so nothing of a wave outlives it.
+    A pool is one Ray Data execution in a Ray task of its own, fed through an inbox: starting an engine
+    takes longer than a small wave. The task ends when the pool closes, and with it the placement groups
+    that engines with tensor parallelism hold until the process that made them is gone.
     """
 
     def __init__(self, config: RunConfig, base: BaseModel, plan: EnginePlan, emit: Emit):
@@ -67,83 +73,148 @@ class VllmComplete:
         self._base = base
         self._plan = plan
         self._emit = emit
+        self._inboxes: dict[Pool, Any] = {}
+        self._streams: list[Any] = []
 
-    def __call__(self, parts: list[Part]) -> Iterator[tuple[Part, list[Completion]]]:
-        """Yield each part as soon as its last completion is there."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        """Let the engines shut down before the devices are anyone else's."""
+        for inbox in self._inboxes.values():
+            inbox.put.remote(None)
+        if self._streams:
+            ends = [stream.completed() for stream in self._streams]
+            ray.wait(ends, num_returns=len(ends), timeout=_CLOSE_SECONDS)
+
+    def complete(self, parts: list[Part]) -> Iterator[tuple[Part, list[Completion]]]:
+        """Run a wave; yields each part as soon as its last completion is there."""
         assembler, progress = PartAssembler(parts), Progress(parts, self._emit)
-        task = ray.remote(num_cpus=0, max_retries=0)(run_on_engines).options(num_returns="streaming")
-        streams = [task.remote(job, mine) for job, mine in self._jobs(parts)]
-        try:
-            while streams:
-                ready, streams = ray.wait(streams, num_returns=1, timeout=_POLL_SECONDS)
-                for stream in ready:
-                    reference = next(stream, None)
-                    if reference is None:
-                        continue
-                    streams.append(stream)
-                    completions = ray.get(reference)
-                    progress.add(completions)
-                    yield from assembler.add(completions)
-                progress.report()
-        finally:
-            for stream in streams:
-                ray.cancel(stream, force=False)
-        progress.report(is_last=True)
-        if assembler.unfinished:
-            lost = ", ".join(f"{part.domain} {part.phase} {part.id}" for part in assembler.unfinished)
-            raise RuntimeError(f"the engines returned no completion for some prompts of: {lost}")
-
-    def _jobs(self, parts: list[Part]) -> Iterator[tuple[EngineJob, list[Part]]]:
-        resources = self._config.resources.generation
-        single_node = sum(node["Alive"] for node in ray.nodes()) == 1
         for pool in self._plan.pools:
             mine = [part for part in parts if part.domain in pool.domains]
             if mine:
-                yield (
-                    EngineJob(
-                        self._config,
-                        self._base.path,
-                        pool.engines,
-                        self._plan.bundles,
-                        engine_kwargs(self._plan, self._config.generation, resources),
-                        env_vars(self._plan, resources, single_node),
-                    ),
-                    mine,
+                self._inbox(pool).put.remote(mine)
+        while assembler.unfinished:
+            ready, _ = ray.wait(self._streams, num_returns=1, timeout=_POLL_SECONDS)
+            for stream in ready:
+                completions = ray.get(next(stream))
+                progress.add(completions)
+                yield from assembler.add(completions)
+            progress.report()
+        progress.report(is_last=True)
+
+    def _inbox(self, pool: Pool) -> Any:
+        if pool not in self._inboxes:
+            self._inboxes[pool] = Inbox.remote()  # type: ignore[attr-defined]
+            self._streams.append(run_pool.remote(self._job(pool), self._inboxes[pool]))
+        return self._inboxes[pool]
+
+    def _job(self, pool: Pool) -> EngineJob:
+        resources = self._config.resources.generation
+        is_single_node = sum(node["Alive"] for node in ray.nodes()) == 1
+        return EngineJob(
+            self._config,
+            self._base.path,
+            pool.engines,
+            self._plan.bundles,
+            engine_kwargs(self._plan, self._config.generation, resources),
+            env_vars(self._plan, resources, is_single_node),
+        )
+
+
+@ray.remote(num_cpus=0)
+class Inbox:
+    """A queue of parts; None says that no more will come."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[list[Part] | None] = asyncio.Queue()
+
+    async def put(self, parts: list[Part] | None) -> None:
+        """Add parts."""
+        await self._queue.put(parts)
+
+    async def get(self) -> list[Part] | None:
+        """Wait for parts."""
+        return await self._queue.get()
+
+
+class PromptFeed(Datasource):
+    """A dataset that grows while it is read: one row a prompt, as its parts arrive in the inbox."""
+
+    def __init__(self, inbox: Any, job: EngineJob):
+        super().__init__()
+        self._inbox = inbox
+        self._job = job
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known ahead."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """One task that lasts as long as the inbox is open."""
+        from ray.data.block import BlockMetadata
+
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(self._read, unknown)]
+
+    def _read(self) -> Iterator[Any]:
+        import pyarrow as pa
+
+        tokenizer = load_tokenizer(self._job.model_path, self._job.config.trust_remote_code)
+        while parts := ray.get(self._inbox.get.remote()):
+            for part in parts:
+                # Token ids and not text: the tokenizer's owner knows where BOS belongs.
+                tokens = tokenizer([prompt.text for prompt in part.prompts])["input_ids"]
+                yield pa.table(
+                    {
+                        "id": [prompt.id for prompt in part.prompts],
+                        "domain": [part.domain] * len(tokens),
+                        "phase": [part.phase] * len(tokens),
+                        "seed": [prompt.seed for prompt in part.prompts],
+                        "tokenized_prompt": tokens,
+                    }
                 )
 
 
-def run_on_engines(job: EngineJob, parts: list[Part]) -> Iterator[list[Completion]]:
-    """Run parts through one Ray Data execution; yields completions in batches, in any order."""
+# A process of its own, as the data context that it sets is the process's.
+@ray.remote(num_cpus=0, num_returns="streaming", max_retries=0, max_calls=1)
+def run_pool(job: EngineJob, inbox: Any) -> Iterator[list[Completion]]:
+    """One Ray Data execution over all that the inbox receives; yields completions in any order."""
     from ray.data import DataContext
     from ray.data.llm import build_processor
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    batch_size = min(job.config.resources.generation.batch_size, job.config.generation.part_size)
+    # A block a row: prompts reach the engine, and completions the run, without waiting for others.
+    context.target_max_block_size = 1
+    # Tasks without a CPU are bounded by this alone; each would be a process more.
+    light = {"num_cpus": 0, "concurrency": job.engines}
     processor = build_processor(
-        _processor_config(job, batch_size),
+        _processor_config(job),
         preprocess=_sampling_of(job.config),
         postprocess=_completion_of(job.config),
-        preprocess_map_kwargs={"num_cpus": 0},
-        postprocess_map_kwargs={"num_cpus": 0},
+        preprocess_map_kwargs=light,
+        postprocess_map_kwargs=light,
     )
-    for block in processor(_dataset(job, parts, batch_size)).iter_batches(
-        batch_size=None, batch_format="pyarrow"
-    ):
+    feed = ray.data.read_datasource(
+        PromptFeed(inbox, job), override_num_blocks=1, concurrency=1, ray_remote_args={"num_cpus": 0}
+    )
+    for block in processor(feed).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield [_to_completion(row) for row in block.to_pylist()]
 
 
-def _processor_config(job: EngineJob, batch_size: int) -> Any:
+def _processor_config(job: EngineJob) -> Any:
     from ray.data.llm import vLLMEngineProcessorConfig
 
+    requests = concurrent_requests(job.engine_kwargs["max_num_seqs"])
     return vLLMEngineProcessorConfig(
         model_source=job.model_path,
         engine_kwargs=job.engine_kwargs,
         runtime_env={"env_vars": job.env_vars},
         concurrency=(job.engines, job.engines),
-        batch_size=batch_size,
-        max_concurrent_batches=concurrent_batches(job.engine_kwargs["max_num_seqs"], batch_size),
+        batch_size=1,
+        max_concurrent_batches=requests,
+        max_tasks_in_flight_per_actor=requests,
         placement_group_config={"bundles": job.bundles},
         accelerator_type=None,
         should_continue_on_error=True,
@@ -154,33 +225,12 @@ def _processor_config(job: EngineJob, batch_size: int) -> Any:
     )
 
 
-def _dataset(job: EngineJob, parts: list[Part], batch_size: int) -> Any:
-    """One block a batch, so that a part's rows are handed on as soon as its batches are done."""
-    import pyarrow as pa
-
-    tokenizer = load_tokenizer(job.model_path, job.config.trust_remote_code)
-    tables = []
-    for part in parts:
-        for start in range(0, len(part.prompts), batch_size):
-            rows = part.prompts[start : start + batch_size]
-            tables.append(
-                pa.table(
-                    {
-                        "id": [row.id for row in rows],
-                        "domain": [part.domain] * len(rows),
-                        "phase": [part.phase] * len(rows),
-                        "seed": [row.seed for row in rows],
-                        # Token ids and not text: the tokenizer's owner knows where BOS belongs.
-                        "tokenized_prompt": tokenizer([row.text for row in rows])["input_ids"],
-                    }
-                )
-            )
-    return ray.data.from_arrow(tables)
-
-
-def _sampling_of(config: RunConfig) -> Any:
+def _sampling_of(config: RunConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """The preprocess function: a row's sampling parameters, by its phase."""
-    phases = {"brainstorm": config.generation.brainstorm, "respond": config.generation.respond}
+    phases: dict[str, BrainstormConfig | RespondConfig] = {
+        "brainstorm": config.generation.brainstorm,
+        "respond": config.generation.respond,
+    }
 
     def sampling(row: dict[str, Any]) -> dict[str, Any]:
         phase = phases[row["phase"]]
@@ -197,7 +247,7 @@ def _sampling_of(config: RunConfig) -> Any:
     return sampling
 
 
-def _completion_of(config: RunConfig) -> Any:
+def _completion_of(config: RunConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """The postprocess function: a completion's fields. Ray's stage drops the finish reason."""
     generation = config.generation
     max_tokens = {"brainstorm": generation.brainstorm.max_tokens, "respond": generation.respond.max_tokens}

@@ -37,7 +37,7 @@ class Shape:
 
 
 def options(task: str) -> dict[str, str]:
-    """The options of a multiple-choice task by letter, in order; {} unless they are A, B, C, ... once each."""
+    """The options of a multiple-choice task by letter, in order; {} unless they are A, B, C, ..."""
     for layout in _OPTION_LAYOUTS:
         found = list(layout.finditer(task))
         # "A." may also end a sentence of the question: the options are the last run that starts with A.
@@ -110,7 +110,7 @@ def _python_response(task: str, response: str) -> str | None:
 
 def _asserted_names(task: str) -> set[str]:
     """Names of all functions that the task's asserts call; builtins such as `sorted` may be among them."""
-    names = set()
+    names: set[str] = set()
     for line in _ASSERT_LINE.findall(task):
         try:
             tree = ast.parse(line.strip())

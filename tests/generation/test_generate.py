@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selfmoe_ray.base_model import BaseModel
 
+from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import RunConfig, parse_config
 from selfmoe_ray.domains.domain import Domain, load_domains
 from selfmoe_ray.errors import UserError

@@ -1,0 +1,76 @@
+"""vLLM engines for real, on a checkpoint of random weights: slow for the engine's start alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from selfmoe_ray.base_model import BaseModel, load_tokenizer
+from selfmoe_ray.config import parse_config
+from selfmoe_ray.events import silent
+from selfmoe_ray.generation.engines import plan_engines
+from selfmoe_ray.generation.ray_generate import EnginePools
+from selfmoe_ray.generation.selection import Part, Prompt
+from selfmoe_ray.records import Completion
+
+MAX_TOKENS = 6
+TEXT = "Write a Python function."
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, float]]:
+    import ray
+
+    from selfmoe_ray.ray_session import ray_session
+
+    with ray_session():
+        yield ray.cluster_resources()
+
+
+def make_part(number: int, texts: list[str], phase: str = "brainstorm") -> Part:
+    rows = (Prompt(f"math/000/{number:04d}/{row:04d}", text, row) for row, text in enumerate(texts))
+    return Part("math", phase, f"000-{number:04d}", tuple(rows))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_engines_serve_wave_after_wave(
+    cluster: dict[str, float], tiny_model_dir: Callable[..., Path]
+) -> None:
+    folder = str(tiny_model_dir("llama"))
+    config = parse_config(
+        {
+            "generation": {
+                "dtype": "float32",
+                "max_model_len": 128,
+                "brainstorm": {"max_tokens": MAX_TOKENS},
+                "respond": {"max_tokens": MAX_TOKENS},
+            },
+            "resources": {"generation": {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}}},
+        }
+    )
+    plan = plan_engines(config.resources.generation, ["math"], cluster)
+    too_long = "word " * 400
+    first = [make_part(0, [TEXT, TEXT + " Again."]), make_part(1, [too_long])]
+    second = [make_part(0, [TEXT, TEXT], "respond")]
+    with EnginePools(config, BaseModel("tiny", folder, ""), plan, silent) as pools:
+        made = {part.id: rows for part, rows in pools.complete(first)}
+        made_again = {part.id: rows for part, rows in pools.complete(first[:1])}
+        [(_, answers)] = pools.complete(second)
+
+    ids = load_tokenizer(folder)(TEXT)["input_ids"]
+    assert ids[0] == load_tokenizer(folder).bos_token_id
+    assert made["000-0000"][0].prompt_tokens == len(ids), "BOS once, as the tokenizer puts it"
+    assert [row.id for row in made["000-0000"]] == [prompt.id for prompt in first[0].prompts]
+    assert made_again["000-0000"] == made["000-0000"], "the sampler's seeds decide"
+    [failed] = made["000-0001"]
+    assert failed.error and failed.finish_reason == "error" and not failed.text
+    assert answers[0].text == answers[1].text, "greedy, whatever the seed"
+    check_lengths([*made["000-0000"], *answers])
+
+
+def check_lengths(rows: list[Completion]) -> None:
+    for row in rows:
+        assert 0 < row.completion_tokens <= MAX_TOKENS
+        assert row.finish_reason == ("length" if row.completion_tokens == MAX_TOKENS else "stop")
