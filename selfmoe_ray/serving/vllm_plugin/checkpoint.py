@@ -49,7 +49,7 @@ class MixseCheckpoint:
         for name in self.spec.experts:
             if RESERVED.fullmatch(name):
                 raise UserError(
-                    f"{self.folder}: no expert can be called {name!r}, requests name a gate by it"
+                    f"{self.folder}: no expert can be called {name!r}; requests name a gate so"
                 )
         base = _base_shapes(self.base)
         for index in range(len(self.spec.experts)):

@@ -1,0 +1,68 @@
+"""What a request may ask for, and how gates are laid out for a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from selfmoe_ray.config import RouterShape
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.gate import top_k
+from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.serving.vllm_plugin.gates import RowGate, TokenGates, parse_gate
+from selfmoe_ray.serving.vllm_plugin.routing import Routing, ranks
+
+SPEC = MixtureSpec(experts=("math", "coding"), ranks=(4, 4), alphas=(8.0, 8.0), router=RouterShape())
+
+
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [
+        ("router", RowGate(1, (0.0, 0.0))),
+        ("top2", RowGate(2, (0.0, 0.0))),
+        ("base", RowGate(0, (0.0, 0.0))),
+        ("uniform", RowGate(0, (0.5, 0.5))),
+        ("coding", RowGate(0, (0.0, 1.0))),
+    ],
+)
+def test_names(name: str, gate: RowGate) -> None:
+    assert parse_gate(name, SPEC) == gate
+
+
+@pytest.mark.parametrize("value", ["top0", "top3", "", "Math", 1, True, ["math"]])
+def test_unknown_names_are_refused_with_the_known_ones(value: object) -> None:
+    with pytest.raises(UserError, match=r"top1 to top2, or an expert \(math, coding\)"):
+        parse_gate(value, SPEC)
+
+
+def test_each_token_row_has_its_requests_gate_and_the_default_returns() -> None:
+    rows = TokenGates(SPEC, max_tokens=8)
+    rows.write([None, parse_gate("coding", SPEC), parse_gate("top2", SPEC)], np.array([2, 1, 3]))
+    k, weights = rows.read(6)
+    assert k[:, 0].tolist() == [1, 1, 0, 2, 2, 2]
+    assert weights.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0], [0, 0], [0, 0]]
+    rows.write([None], np.array([4]))
+    k, weights = rows.read(8)
+    assert k[:, 0].tolist() == [1] * 8 and not weights.any()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_ranks_select_what_top_k_selects(k: int) -> None:
+    values = torch.rand(100, 5, generator=torch.Generator().manual_seed(0))
+    kept = torch.where(ranks(values, torch.ones(5, 5, dtype=torch.bool).tril(-1)) < k, values, 0.0)
+    assert torch.equal(kept, top_k(values, k))
+
+
+def test_of_equal_values_exactly_k_are_selected() -> None:
+    equal = torch.full((1, 4), 0.25)
+    assert ranks(equal, torch.ones(4, 4, dtype=torch.bool).tril(-1)).tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_pass_leaves_nothing_behind() -> None:
+    routing = Routing(SPEC.router, 2, TokenGates(SPEC, max_tokens=8))
+    routing.read(0, torch.ones(3, 6), torch.ones(6, 2))
+    routing.read(1, torch.ones(3, 6), torch.ones(6, 2))
+    assert routing.gates is not None and routing.gates.shape == (3, 2)
+    routing.end()
+    assert routing.gates is None and routing.summed is None

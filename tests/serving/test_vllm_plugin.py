@@ -1,0 +1,234 @@
+"""vLLM's plugin against the transformers model, on tiny random models in float32."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.checkpoint import load_mixse
+from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.mixture.model import MixtureModel
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+Job = tuple[str | None, list[int]]
+PREFIX = [0, *torch.randint(4, 320, (40,), generator=torch.Generator().manual_seed(0)).tolist()]
+
+
+@contextmanager
+def engine(folder: Path, **settings: Any) -> Iterator[Any]:
+    """A resident engine with small batches, so that prompts are split into chunks."""
+    from vllm import LLM
+
+    llm = LLM(
+        str(folder),
+        dtype="float32",
+        max_model_len=256,
+        max_num_batched_tokens=64,
+        max_num_seqs=32,
+        block_size=32,
+        enable_chunked_prefill=True,
+        enable_prefix_caching=True,
+        **settings,
+    )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+
+
+def gates(model: MixtureModel) -> dict[str | None, Gate]:
+    """Every gate that a request can name, and the one of a request that names none."""
+    experts = {name: Gate.expert(index) for index, name in enumerate(model.spec.experts)}
+    ks = {f"top{k}": Gate.router(k) for k in (1, 2, 3)}
+    return {None: model.default_gate, "base": Gate.off(), "uniform": Gate.uniform(), **ks, **experts}
+
+
+def batch_of(names: list[str | None], size: int) -> list[Job]:
+    """Prompts of 41 to 71 tokens, the gates in turn."""
+    draw = torch.Generator().manual_seed(2)
+    prompts = [PREFIX + torch.randint(4, 320, (i % 31,), generator=draw).tolist() for i in range(size)]
+    return [(names[i % len(names)], prompt) for i, prompt in enumerate(prompts)]
+
+
+def generate(llm: Any, jobs: list[Job], prompt_logprobs: int | None = None) -> list[Any]:
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=12,
+            ignore_eos=True,
+            logprobs=3,
+            prompt_logprobs=prompt_logprobs,
+            extra_args={"mixse_gate": name} if name else None,
+        )
+        for name, _ in jobs
+    ]
+    return llm.generate([{"prompt_token_ids": prompt} for _, prompt in jobs], params, use_tqdm=False)
+
+
+def assert_same(model: MixtureModel, jobs: list[Job], outputs: list[Any]) -> None:
+    """Greedy tokens equal those of the transformers model, and every logprob that vLLM gave is near."""
+    for (name, prompt), output in zip(jobs, outputs, strict=True):
+        answer = output.outputs[0]
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt, *answer.token_ids]])
+            logprobs = torch.log_softmax(model(input_ids=ids, gate=gates(model)[name]).logits[0], -1)
+        assert logprobs[len(prompt) - 1 : -1].argmax(-1).tolist() == list(answer.token_ids), name
+        found = [*(output.prompt_logprobs or [None])[1:], *answer.logprobs]
+        for position, tokens in enumerate(found, start=len(ids[0]) - len(found) - 1):
+            for token, value in tokens.items():
+                assert abs(value.logprob - float(logprobs[position, token])) < 1e-3, (name, position)
+
+
+def assert_engine_matches(llm: Any, folder: Path) -> None:
+    """All gates in one batch, alone, and from the prefix cache."""
+    model = load_mixse(folder)
+    names = list(gates(model))
+    jobs = batch_of(names, 32)
+    assert_same(model, jobs, generate(llm, jobs, prompt_logprobs=1))
+    for job in jobs[:3]:
+        assert_same(model, [job], generate(llm, [job]))
+    assert llm.reset_prefix_cache()
+    same_prompt: list[Job] = [
+        (name, [*PREFIX, 5, 6, 7]) for name in names if name not in ("top1", "top2", "top3")
+    ]
+    for cached in (0, 32):
+        outputs = [generate(llm, [job])[0] for job in same_prompt]
+        assert_same(model, same_prompt, outputs)
+        assert [output.num_cached_tokens for output in outputs] == [cached] * len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("family", "mixture", "settings"),
+    [
+        ("llama", {}, {"enforce_eager": False}),
+        ("gemma3", {"k": 2}, {"enforce_eager": True}),
+        ("phi3", {"router": {"accumulate": False}}, {"enforce_eager": True}),
+        (
+            "qwen3",
+            {"router": {"scope": "shared", "tau": 3.0}},
+            {"enforce_eager": True, "tensor_parallel_size": 2},
+        ),
+    ],
+    ids=["llama compiled", "gemma3 k=2", "phi3 fused layers", "qwen3 shared router, two ranks"],
+)
+def test_engine_equals_transformers(
+    mixse_dir: Callable[..., Path], family: str, mixture: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    folder = mixse_dir(family, **mixture)
+    with engine(folder, **settings) as llm:
+        assert_engine_matches(llm, folder)
+        with pytest.raises(Exception, match=r"mixse_gate is 'poetry'.*knowledge, math, coding"):
+            generate(llm, [("poetry", PREFIX)])
+
+
+def engine_config(folder: Path, **settings: Any) -> Any:
+    """What every start of an engine makes first."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(str(folder), dtype="float32", max_model_len=256, **settings).create_engine_config()
+
+
+def _missing_expert(folder: Path) -> str:
+    shutil.rmtree(folder / "experts" / "math")
+    return "experts/math/adapter_model.safetensors: missing"
+
+
+def _damaged_expert(folder: Path) -> str:
+    (folder / "experts" / "math" / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    return "experts/math/adapter_model.safetensors: damaged"
+
+
+def _wrong_shape(folder: Path) -> str:
+    path = folder / "experts" / "math" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("down_proj.lora_A.weight"))
+    tensors[name] = tensors[name][:, :-1].contiguous()
+    save_file(tensors, path)
+    return r"down_proj.lora_A.weight has shape \[4, 95\], but r is 4"
+
+
+def _other_router(folder: Path) -> str:
+    save_file({"theta.0.weight": torch.zeros(3, 64)}, folder / "router.safetensors")
+    return "router.safetensors: this base needs 2 matrices"
+
+
+def _edit(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["mixse"] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _base_gone(folder: Path) -> str:
+    _edit(folder, base_model=str(folder / "nowhere"))
+    return "nowhere"
+
+
+def _other_base(folder: Path) -> str:
+    _edit(folder, base_hash="0123456789abcdef")
+    return "0123456789abcdef"
+
+
+def _reserved_name(folder: Path) -> str:
+    (folder / "experts" / "math").rename(folder / "experts" / "top1")
+    _edit(folder, experts=["knowledge", "top1", "coding"])
+    return "no expert can be called 'top1'"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_missing_expert, _damaged_expert, _wrong_shape, _other_router, _base_gone, _other_base, _reserved_name],
+)
+def test_wrong_checkpoint_fails_before_anything_is_loaded(
+    mixse_dir: Callable[..., Path], damage: Callable[[Path], str]
+) -> None:
+    folder = mixse_dir("llama")
+    engine_config(folder)
+    message = damage(folder)
+    with pytest.raises(UserError, match=message):
+        engine_config(folder)
+
+
+def test_what_cannot_be_served_is_refused_with_the_reason(
+    mixse_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = mixse_dir("llama")
+    with pytest.raises(UserError, match="pipeline_parallel_size > 1: the router's logits"):
+        engine_config(folder, pipeline_parallel_size=2)
+    with pytest.raises(UserError, match="enable_lora"):
+        engine_config(folder, enable_lora=True)
+    monkeypatch.setattr("vllm.__version__", "0.33.1")
+    with pytest.raises(UserError, match=r"vLLM 0\.33\.1 is installed, but .* 0\.32"):
+        engine_config(folder)
+
+
+def test_a_moved_base_can_be_named(
+    mixse_dir: Callable[..., Path], tiny_model_dir: Callable[..., Path]
+) -> None:
+    folder = mixse_dir("llama")
+    _edit(folder, base_model="somewhere/else")
+    config = engine_config(folder, hf_overrides={"mixse_base": str(tiny_model_dir("llama"))})
+    assert config.model_config.hf_config.mixse_base == str(tiny_model_dir("llama"))
+    with pytest.raises(UserError, match="hash"):
+        engine_config(folder, hf_overrides={"mixse_base": str(tiny_model_dir("llama", seed=1))})
