@@ -28,8 +28,10 @@ def main(last: str | None = None, argv: list[str] | None = None) -> None:
         result = _run(arguments, last)
         status = 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status, result = 2, {"status": "refused", "error": str(error).splitlines()[0]}
+        # From a Ray task it comes wrapped, with the task's traceback as its text.
+        message = str(getattr(error, "cause", error))
+        print(f"error: {message}", file=sys.stderr)
+        status, result = 2, {"status": "refused", "error": message.splitlines()[0]}
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on from here", file=sys.stderr)
         status, result = 130, {"status": "stopped"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     # Ray's own bars and one-line notices would bury the progress that the run prints.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR")
     except ConnectionError as error:
@@ -28,6 +30,8 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
             f"no Ray cluster at {os.environ.get('RAY_ADDRESS', 'the default address')}: {error}\n"
             "  start one (ray start --head), or unset RAY_ADDRESS to run on this machine alone"
         ) from None
+    # Ray installs a handler of its own, which would end the run without a word.
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -41,13 +45,3 @@ def check_root(root: str) -> None:
             f"root: {root!r} is relative, but a submitted job runs in a temporary copy of its working directory.\n"
             "  give a folder that every node sees: --set root=/shared/runs (or s3://..., gs://...)"
         )
-
-
-def user_error(error: BaseException) -> UserError | None:
-    """The UserError behind an exception that crossed process borders, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
