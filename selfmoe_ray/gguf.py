@@ -112,7 +112,7 @@ def _model(file: Path) -> PreTrainedModel:
     """The dequantised model, in bfloat16.
 
     A block of 4-bit weights stands for bfloat16 originals with an error of some percent, beside
-    which bfloat16's 0.2% does not count (mean response NLL moves in the fourth digit); it halves
+    which bfloat16's 0.2% does not count (SmolLM2: mean response NLL 1.50251 against 1.50256); it halves
     the files, and every later dtype starts from the same values.
     """
     import torch
