@@ -43,8 +43,8 @@ def test_fit_separates_separable_domains(tiny_model_dir, scope, accumulate):
     report = fit_to_labels(model, rows, 1500, PAD, seed=0)
     assert report.train_tokens > 1000 and report.held_out_tokens > 50
     assert len(report.train_accuracy) == 2
-    # Two thirds of the tokens tell their domain; the others alone would give one third.
-    assert report.held_out_accuracy[-1] > 0.6
+    # Two thirds of the tokens tell their domain; chance is one third.
+    assert report.held_out_accuracy[-1] > 0.5
 
 
 def test_fitted_gates_choose_the_domain_of_unseen_rows(tiny_model_dir):

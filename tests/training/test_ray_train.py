@@ -18,6 +18,9 @@ from selfmoe_ray.training.ray_train import Cluster, count_devices, train_experts
 
 WORDS = ["train", "France", "Paris", "capital", "numbers", "hours", "Python", "function", "sum", "return"]
 ROWS = {"ant": 40, "bee": 16}
+# By the third checkpoint Ray has recorded the first.
+CHECKPOINT_EVERY = 4
+STOP_AT_STEP = 3 * CHECKPOINT_EVERY + 1
 
 
 def resources(**fields) -> TrainingResources:
@@ -81,7 +84,9 @@ def start(tiny_model_dir, tmp_path_factory):
                     "experts": {"batch_size": 4, "epochs": 4, "learning_rate": 3e-3},
                     "router": {"batch_size": 8, "epochs": 1, "fit_tokens": 2000},
                 },
-                "resources": {"training": {"cpus_per_worker": 1, "checkpoint_every_steps": 4, **fields}},
+                "resources": {
+                    "training": {"cpus_per_worker": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **fields}
+                },
             }
         )
         run_dir = RunDir(config.root, config.run_name)
@@ -182,7 +187,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(fused, start):
 @pytest.mark.slow
 def test_a_stopped_job_goes_on_where_it_was(fused, start):
     def stop(fields):
-        if _step(fields) >= 6:
+        if _step(fields) >= STOP_AT_STEP:
             raise KeyboardInterrupt
 
     stopped = start("stopped")
@@ -219,7 +224,7 @@ def _kill_a_worker_once():
     killed = []
 
     def hook(fields):
-        if not killed and _step(fields) >= 6:
+        if not killed and _step(fields) >= STOP_AT_STEP:
             workers = [
                 process
                 for process in psutil.Process().children(recursive=True)
