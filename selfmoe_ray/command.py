@@ -54,7 +54,11 @@ def _parser(last: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=f"{what} of {', '.join(STAGES)}. What is done is skipped.")
     parser.add_argument("--config", required=True, help="YAML file of settings (see jobs/configs)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, e.g. run_name=first"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. run_name=first",
     )
     parser.add_argument("--redo", choices=STAGES, help="delete this stage's results and later ones, then run")
     parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")

@@ -58,7 +58,7 @@ class RunDir:
 
     def read_parts(self, domain: str, phase: Phase) -> dict[str, list[Completion]]:
         """Finished parts of raw completions by part id, in order."""
-        files = self.storage.list(f"{self.data(domain)}/{phase}")
+        files = self.storage.list_files(f"{self.data(domain)}/{phase}")
         return {
             file.rsplit("/part-", 1)[1].removesuffix(".parquet"): from_table(
                 self.storage.read_table(file), Completion
@@ -89,13 +89,21 @@ class RunDir:
 
     def write_seeds(self, domain: str, used: list[Seed], held_out: list[Seed]) -> None:
         """The domain's seeds as this run splits them: shown to the method, or kept for measuring."""
-        rows = [{**vars(seed), "held_out": out} for out, group in ((False, used), (True, held_out)) for seed in group]
+        rows = [
+            {**vars(seed), "held_out": out}
+            for out, group in ((False, used), (True, held_out))
+            for seed in group
+        ]
         self.storage.write_jsonl(f"{self.data(domain)}/seeds.jsonl", rows)
 
     def read_seeds(self, domain: str, held_out: bool) -> list[Seed]:
         """One side of the split that `write_seeds` wrote."""
         rows = self.storage.read_jsonl(f"{self.data(domain)}/seeds.jsonl")
-        return [Seed(row["instruction"], row["input"], row["output"]) for row in rows if row["held_out"] == held_out]
+        return [
+            Seed(row["instruction"], row["input"], row["output"])
+            for row in rows
+            if row["held_out"] == held_out
+        ]
 
     # Manifests.
     def read_manifest(self, folder: str) -> dict[str, Any] | None:
@@ -104,7 +112,12 @@ class RunDir:
         return self.storage.read_json(name) if self.storage.exists(name) else None
 
     def write_manifest(
-        self, folder: str, settings: dict[str, Any], inputs: dict[str, str], counts: dict[str, Any], seconds: float
+        self,
+        folder: str,
+        settings: dict[str, Any],
+        inputs: dict[str, str],
+        counts: dict[str, Any],
+        seconds: float,
     ) -> None:
         """Mark a folder as finished; always the last write of a stage.
 

@@ -39,7 +39,9 @@ class Storage:
         try:
             filesystem, base = fs.FileSystem.from_uri(self.root)
         except (ValueError, OSError) as error:
-            raise UserError(f"root: cannot open {self.root!r} ({error}); give a path, s3:// or gs://") from None
+            raise UserError(
+                f"root: cannot open {self.root!r} ({error}); give a path, s3:// or gs://"
+            ) from None
         return filesystem, base
 
     def path(self, name: str = "") -> str:
@@ -53,7 +55,7 @@ class Storage:
         filesystem, base = self._remote
         return filesystem.get_file_info(f"{base}/{name}").type.name != "NotFound"
 
-    def list(self, folder: str) -> list[str]:
+    def list_files(self, folder: str) -> list[str]:
         """Sorted names (relative to the root) of the files directly in a folder; [] where it is missing."""
         if self.is_local:
             where = Path(self.path(folder))

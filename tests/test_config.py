@@ -37,7 +37,10 @@ def test_overrides_are_yaml_and_win(tmp_path: Path) -> None:
     ("values", "expected"),
     [
         ({"genration": {}}, "genration: unknown setting; did you mean 'generation'?"),
-        ({"training": {"experts": {"lr": 1}}}, "training.experts.lr: unknown setting; known: batch_size, epochs"),
+        (
+            {"training": {"experts": {"lr": 1}}},
+            "training.experts.lr: unknown setting; known: batch_size, epochs",
+        ),
         ({"seed": "x"}, "seed: Input should be a valid integer"),
         ({"domains": ["math", "math"]}, "domains: Value error, math is listed more than once"),
         ({"domains": []}, "domains: List should have at least 1 item"),

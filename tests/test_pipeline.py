@@ -13,8 +13,8 @@ from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.events import silent
 from selfmoe_ray.pipeline import prepare
-from selfmoe_ray.stages import Context, Stage, delete_from, missing, run_stages
 from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.stages import Context, Stage, delete_from, missing, run_stages
 
 
 def make_stage(name: str, after: str | None, ran: list[str]) -> Stage:
@@ -102,7 +102,9 @@ def test_prepare_warns_of_seeds_that_lack_the_domains_shape(tmp_path: Path, tiny
     (folder / "domain.yaml").write_text(
         "name: riddles\ncovers: Riddles.\nrequirements: [One riddle.]\nanswer: Say it.\nshape: multiple_choice\n"
     )
-    rows = [f'{{"instruction": "Riddle number {n}, what am I?", "input": "", "output": "A"}}' for n in range(5)]
+    rows = [
+        f'{{"instruction": "Riddle number {n}, what am I?", "input": "", "output": "A"}}' for n in range(5)
+    ]
     (folder / "seeds.jsonl").write_text("\n".join(rows))
     said: list[str] = []
     config = RunConfig(domains=[str(folder)], base_model=str(tiny_model_dir("llama")))

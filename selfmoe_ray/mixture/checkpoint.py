@@ -1,9 +1,9 @@
 """Experts as stock PEFT adapters, the router as safetensors, and the `mixse` directory that holds both.
 
-    mixse/config.json              the base's config, architectures ["Mixse<Base>"], a `mixse` section
-    mixse/router.safetensors       theta.<layer>.weight [n, hidden], float32
-    mixse/experts/<name>/          adapter_config.json, adapter_model.safetensors
-    mixse/                         tokenizer and generation files of the base
+mixse/config.json              the base's config, architectures ["Mixse<Base>"], a `mixse` section
+mixse/router.safetensors       theta.<layer>.weight [n, hidden], float32
+mixse/experts/<name>/          adapter_config.json, adapter_model.safetensors
+mixse/                         tokenizer and generation files of the base
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
-        lora_alpha=spec.alphas[expert],  # type: ignore[arg-type]  # PEFT reads any number
+        lora_alpha=spec.alphas[expert],
         target_modules=sorted({name.rsplit(".", 1)[1] for name in model.linears}),
         base_model_name_or_path=spec.base_model,
         inference_mode=True,
@@ -70,7 +70,9 @@ def load_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     known = {_adapter_key(name, matrix) for name in model.linears for matrix in "AB"}
     unknown = sorted(set(tensors) - known)
     if unknown:
-        raise UserError(f"{folder}: {unknown[0]} has no place in this base model ({len(unknown)} such tensors)")
+        raise UserError(
+            f"{folder}: {unknown[0]} has no place in this base model ({len(unknown)} such tensors)"
+        )
     rank = model.spec.ranks[expert]
     for name, linear in model.linears.items():
         a, b = linear.lora(expert)
@@ -116,7 +118,9 @@ def save_mixse(model: MixtureModel, folder: Path, base: BaseModel) -> None:
     _write_base_files(model.spec, folder, base)
 
 
-def assemble_mixse(spec: MixtureSpec, experts: dict[str, Path], router: Path, folder: Path, base: BaseModel) -> None:
+def assemble_mixse(
+    spec: MixtureSpec, experts: dict[str, Path], router: Path, folder: Path, base: BaseModel
+) -> None:
     """What `save_mixse` writes, from adapters and a router that are files already; loads no weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, adapter in experts.items():
@@ -171,7 +175,11 @@ def load_mixse(
 
 
 def from_adapters(
-    base: Any, adapters: dict[str, Path], router: RouterShape, num_experts_per_tok: int = 1, base_hash: str = ""
+    base: Any,
+    adapters: dict[str, Path],
+    router: RouterShape,
+    num_experts_per_tok: int = 1,
+    base_hash: str = "",
 ) -> MixtureModel:
     """A mixture of existing PEFT LoRA adapters on a loaded base, with a fresh router.
 
@@ -210,7 +218,9 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     }
     for field, refuse in refused.items():
         if refuse:
-            raise UserError(f"{path}: {field} = {config.get(field)!r} cannot be part of a mixture; plain LoRA can")
+            raise UserError(
+                f"{path}: {field} = {config.get(field)!r} cannot be part of a mixture; plain LoRA can"
+            )
     return config
 
 

@@ -30,7 +30,9 @@ class MixtureSpec(Section):
         if len(self.ranks) != count or len(self.alphas) != count:
             raise ValueError(f"{count} experts need {count} ranks and alphas")
         if self.num_experts_per_tok > count:
-            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}, but there are {count} experts")
+            raise ValueError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, but there are {count} experts"
+            )
         return self
 
     @property
@@ -44,7 +46,9 @@ class MixtureSpec(Section):
         return tuple(alpha / rank for alpha, rank in zip(self.alphas, self.ranks, strict=True))
 
     @classmethod
-    def uniform(cls, experts: list[str], config: MixtureConfig, base_model: str = "", base_hash: str = "") -> MixtureSpec:
+    def uniform(
+        cls, experts: list[str], config: MixtureConfig, base_model: str = "", base_hash: str = ""
+    ) -> MixtureSpec:
         """A mixture whose experts all have the config's rank and alpha."""
         return cls(
             experts=tuple(experts),

@@ -20,8 +20,10 @@ def _answer(traced: dict[str, Any]) -> str:
     used = Counter(traced["experts"][token["expert"]] for token in answer["tokens"])
     shares = ", ".join(f"{name} {count / len(answer['tokens']):.0%}" for name, count in used.most_common())
     task = "\n".join(filter(None, (answer["instruction"], answer["input"])))
-    return f"\nMiXSE was asked ({answer['domain']}):\n{_indent(task)}\nIt answered:\n{_indent(answer['answer'])}\n" \
+    return (
+        f"\nMiXSE was asked ({answer['domain']}):\n{_indent(task)}\nIt answered:\n{_indent(answer['answer'])}\n"
         f"Top expert of its tokens: {shares or 'none, the answer is empty'}"
+    )
 
 
 def _indent(text: str) -> str:

@@ -104,7 +104,7 @@ def evaluate(expression: str) -> float:
     text = re.sub(r"(\d+)!", lambda found: str(math.factorial(int(found[1]))), expression.strip())
     text = re.sub(r"\d+(?:\.\d+)?", lambda found: f"Fraction('{found[0]}')", text)
     text = text.replace("^", "**").replace(")(", ")*(")
-    return eval(text, {"Fraction": Fraction, "sqrt": math.sqrt})  # noqa: S307
+    return eval(text, {"Fraction": Fraction, "sqrt": math.sqrt})
 
 
 def equations(text: str) -> list[tuple[str, str]]:

@@ -200,7 +200,11 @@ def test_parameter_shares_of_a_7b_model() -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     shape = LlamaConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
     )
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(shape)

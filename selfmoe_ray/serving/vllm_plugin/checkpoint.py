@@ -48,9 +48,7 @@ class MixseCheckpoint:
         """Raises UserError where a file is missing or damaged, or a shape does not fit the base."""
         for name in self.spec.experts:
             if RESERVED.fullmatch(name):
-                raise UserError(
-                    f"{self.folder}: no expert can be called {name!r}; requests name a gate so"
-                )
+                raise UserError(f"{self.folder}: no expert can be called {name!r}; requests name a gate so")
         base = _base_shapes(self.base)
         for index in range(len(self.spec.experts)):
             self._check_expert(index, base)
