@@ -12,14 +12,20 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 # Every Ray worker and vLLM process imports thousands of modules: keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint lock
+.PHONY: demo setup test test-serving lint lock
 
 demo: $(STAMP)
 	.venv/bin/python jobs/pipeline.py --config jobs/configs/demo.yaml
 
+setup: $(STAMP)
+
 test: lint
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow and not serving"
 	.venv/bin/python -m pytest -m slow
+
+# Engines under the vLLM plugin; longer than `make test` may take.
+test-serving: $(STAMP)
+	.venv/bin/python -m pytest -m serving
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

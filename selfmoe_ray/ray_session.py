@@ -22,6 +22,9 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     # Ray's own bars and one-line notices would bury the progress that the run prints.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A busy machine takes longer than the default 30 s to start Ray's own processes.
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR")

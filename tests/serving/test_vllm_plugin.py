@@ -19,7 +19,7 @@ from selfmoe_ray.mixture.checkpoint import load_mixse
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.serving, pytest.mark.timeout(1200)]
 
 Job = tuple[str | None, list[int]]
 PREFIX = [0, *torch.randint(4, 320, (40,), generator=torch.Generator().manual_seed(0)).tolist()]
