@@ -29,9 +29,7 @@ EXPERTS = ["knowledge", "reasoning", "math", "coding"]
 
 def main() -> None:
     """Measure in turns, so that a slow moment of the machine hits all alike."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-model", default="embedded")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=4)
@@ -83,9 +81,7 @@ def make_xlora(mixture: MixtureModel, path: str, dtype: str, device: str, folder
         adapters[name] = str(folder / name)
     base = load_model(path, dtype, device)
     base.config.use_cache = False
-    config = XLoraConfig(
-        task_type="CAUSAL_LM", hidden_size=base.config.hidden_size, adapters=adapters, top_k_lora=1
-    )
+    config = XLoraConfig(task_type="CAUSAL_LM", hidden_size=base.config.hidden_size, adapters=adapters, top_k_lora=1)
     return get_peft_model(base, config).to(device).eval()
 
 

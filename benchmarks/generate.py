@@ -30,9 +30,7 @@ MAX_TOKENS = 128
 
 def main() -> None:
     """Run both sides, or with --worker the bare one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--prompts", type=int, default=32, help="prompts a domain")
     parser.add_argument("--repeats", type=int, default=3)
@@ -71,15 +69,12 @@ def make_config(prompts: int) -> RunConfig:
 def make_parts(config: RunConfig, repeat: int) -> list[Part]:
     """The first wave's parts of a run with this seed."""
     states = (
-        DomainState(domain, domain.seeds, config.generation, seed=repeat)
-        for domain in load_domains(config.domains)
+        DomainState(domain, domain.seeds, config.generation, seed=repeat) for domain in load_domains(config.domains)
     )
     return [part for state in states for part in state.plan(0)]
 
 
-def run_pipeline(
-    arguments: argparse.Namespace, config: RunConfig, base: BaseModel
-) -> tuple[list[float], EnginePlan]:
+def run_pipeline(arguments: argparse.Namespace, config: RunConfig, base: BaseModel) -> tuple[list[float], EnginePlan]:
     """Tokens/s of each repeat through the engine pool, and the plan of its engines."""
     import ray
 
@@ -89,9 +84,7 @@ def run_pipeline(
     rates = []
     with ray_session():
         plan = plan_engines(config.resources.generation, config.domains, ray.cluster_resources())
-        one_engine = EnginePlan(
-            (Pool(tuple(config.domains), 1),), plan.gpus, plan.cpus, plan.tensor_parallel_size, ""
-        )
+        one_engine = EnginePlan((Pool(tuple(config.domains), 1),), plan.gpus, plan.cpus, plan.tensor_parallel_size, "")
         with EnginePools(config, base, one_engine, silent) as pools:
             for repeat in range(arguments.repeats + 1):
                 parts = make_parts(config, repeat)

@@ -35,9 +35,7 @@ OPTIMIZER = OptimizerConfig(batch_size=8, epochs=10)
 
 def main() -> None:
     """Run the comparison, or with --worker one side of it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--steps", type=int, default=4)
@@ -72,9 +70,7 @@ def measure(arguments: argparse.Namespace, workers: list[str]) -> tuple[list[dic
     """Run workers at the same time; their results, and the peak of their memory together in bytes."""
     options = [f"--{name}={getattr(arguments, name)}" for name in ("base", "dtype", "steps", "threads")]
     running = [
-        subprocess.Popen(
-            [sys.executable, __file__, *options, f"--worker={worker}"], stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, __file__, *options, f"--worker={worker}"], stdout=subprocess.PIPE, text=True)
         for worker in workers
     ]
     peak = 0
@@ -164,9 +160,7 @@ def train_peft(base: Any, rows: list[TokenizedRow], name: str, pad: int, steps: 
     from selfmoe_ray.training.dataset import collate
 
     shape = MixtureConfig()
-    config = LoraConfig(
-        r=shape.rank, lora_alpha=int(shape.alpha), target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(r=shape.rank, lora_alpha=int(shape.alpha), target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.0, fused=True)

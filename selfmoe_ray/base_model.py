@@ -97,9 +97,7 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.pad_token = choices[0] if choices else end
 
 
-def load_model(
-    path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False
-) -> PreTrainedModel:
+def load_model(path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model of a checkpoint directory, in eval mode.
 
     dtype: "float32" or "bfloat16". trust_remote_code: run Python files of the checkpoint where
@@ -181,9 +179,7 @@ def main() -> int:
     """Print the local directory of a `base_model` value; everything else goes to stderr."""
     parser = argparse.ArgumentParser(prog="python -m selfmoe_ray.base_model", description=main.__doc__)
     parser.add_argument("value", help="embedded | embedded:gemma3-270m | hub id | directory | file.gguf")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="also fetch a hub repository's Python files"
-    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="also fetch a hub repository's Python files")
     arguments = parser.parse_args()
     try:
         with contextlib.redirect_stdout(sys.stderr):

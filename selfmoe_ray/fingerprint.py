@@ -46,9 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"base_model: cannot read {path}: {error}; give a directory in transformers' format"
-        ) from error
+        raise UserError(f"base_model: cannot read {path}: {error}; give a directory in transformers' format") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -162,9 +162,7 @@ STAGES = (
     Stage(
         name="router",
         folders=lambda context: [context.run_dir.ROUTER],
-        expected=lambda context, _: router_manifest(
-            context.config, context.names, context.base, context.run_dir
-        ),
+        expected=lambda context, _: router_manifest(context.config, context.names, context.base, context.run_dir),
         run=_train_router,
     ),
     Stage(

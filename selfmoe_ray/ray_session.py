@@ -43,11 +43,7 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
 
 def check_root(root: str) -> None:
     """Refuse a relative root where the current folder is Ray's temporary copy of it."""
-    if (
-        UPLOADED_WORKING_DIR in os.getcwd()
-        and "://" not in root
-        and not os.path.isabs(os.path.expanduser(root))
-    ):
+    if UPLOADED_WORKING_DIR in os.getcwd() and "://" not in root and not os.path.isabs(os.path.expanduser(root)):
         raise UserError(
             f"root: {root!r} is relative, but a submitted job runs in a temporary copy of its working directory.\n"
             "  give a folder that every node sees: --set root=/shared/runs (or s3://..., gs://...)"

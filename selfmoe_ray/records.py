@@ -77,9 +77,7 @@ def arrow_schema(row_type: type) -> pa.Schema:
     import pyarrow as pa
 
     kinds = {"str": pa.string(), "int": pa.int64()}
-    return pa.schema(
-        [pa.field(name, kinds[kind], nullable=False) for name, kind in row_type.__annotations__.items()]
-    )
+    return pa.schema([pa.field(name, kinds[kind], nullable=False) for name, kind in row_type.__annotations__.items()])
 
 
 def to_table(rows: list[Any], row_type: type) -> pa.Table:

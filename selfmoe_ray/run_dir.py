@@ -60,9 +60,7 @@ class RunDir:
         """Finished parts of raw completions by part id, in order."""
         files = self.storage.list_files(f"{self.data(domain)}/{phase}")
         return {
-            file.rsplit("/part-", 1)[1].removesuffix(".parquet"): from_table(
-                self.storage.read_table(file), Completion
-            )
+            file.rsplit("/part-", 1)[1].removesuffix(".parquet"): from_table(self.storage.read_table(file), Completion)
             for file in files
             if file.endswith(".parquet")
         }
@@ -89,21 +87,13 @@ class RunDir:
 
     def write_seeds(self, domain: str, used: list[Seed], held_out: list[Seed]) -> None:
         """The domain's seeds as this run splits them: shown to the method, or kept for measuring."""
-        rows = [
-            {**vars(seed), "held_out": out}
-            for out, group in ((False, used), (True, held_out))
-            for seed in group
-        ]
+        rows = [{**vars(seed), "held_out": out} for out, group in ((False, used), (True, held_out)) for seed in group]
         self.storage.write_jsonl(f"{self.data(domain)}/seeds.jsonl", rows)
 
     def read_seeds(self, domain: str, held_out: bool) -> list[Seed]:
         """One side of the split that `write_seeds` wrote."""
         rows = self.storage.read_jsonl(f"{self.data(domain)}/seeds.jsonl")
-        return [
-            Seed(row["instruction"], row["input"], row["output"])
-            for row in rows
-            if row["held_out"] == held_out
-        ]
+        return [Seed(row["instruction"], row["input"], row["output"]) for row in rows if row["held_out"] == held_out]
 
     # Manifests.
     def read_manifest(self, folder: str) -> dict[str, Any] | None:

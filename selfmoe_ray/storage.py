@@ -39,9 +39,7 @@ class Storage:
         try:
             filesystem, base = fs.FileSystem.from_uri(self.root)
         except (ValueError, OSError) as error:
-            raise UserError(
-                f"root: cannot open {self.root!r} ({error}); give a path, s3:// or gs://"
-            ) from None
+            raise UserError(f"root: cannot open {self.root!r} ({error}); give a path, s3:// or gs://") from None
         return filesystem, base
 
     def path(self, name: str = "") -> str:

@@ -19,9 +19,7 @@ from selfmoe_ray.errors import UserError
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
 
 
-def _write_tiny_gguf(
-    checkpoint: Path, target: Path, add_bos: bool = True, end_of_turn: int | None = None
-) -> Path:
+def _write_tiny_gguf(checkpoint: Path, target: Path, add_bos: bool = True, end_of_turn: int | None = None) -> Path:
     spec = importlib.util.spec_from_file_location("tiny_gguf", Path(__file__).with_name("tiny_gguf.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -114,9 +112,7 @@ def test_conversion_happens_once(tiny_gguf: Path, cache: Path) -> None:
 
 def test_two_processes_convert_once(tiny_gguf: Path, cache: Path) -> None:
     command = [sys.executable, "-m", "selfmoe_ray.base_model", str(tiny_gguf)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     results = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert results[0][0] == results[1][0]
@@ -216,9 +212,7 @@ def test_the_module_prints_the_directory_alone(tiny_gguf: Path, cache: Path) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_has_one_bos_and_a_pad_that_is_not_eos(
-    family: str, tiny_model_dir: Callable[..., Path]
-) -> None:
+def test_every_family_has_one_bos_and_a_pad_that_is_not_eos(family: str, tiny_model_dir: Callable[..., Path]) -> None:
     path = str(tiny_model_dir(family))
     tokenizer = load_tokenizer(path)
     ids = tokenizer("What is the capital of France?")["input_ids"]
@@ -229,9 +223,7 @@ def test_every_family_has_one_bos_and_a_pad_that_is_not_eos(
     assert model.config._attn_implementation == ("eager" if family == "gemma2" else "sdpa")
 
 
-def test_gemma_gets_bos_where_its_tokenizer_adds_none(
-    tmp_path: Path, tiny_model_dir: Callable[..., Path]
-) -> None:
+def test_gemma_gets_bos_where_its_tokenizer_adds_none(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
     shutil.copytree(tiny_model_dir("gemma3"), tmp_path, dirs_exist_ok=True)
     tokenizer = load_tokenizer(str(tmp_path))
     tokenizer.add_bos_token = False
@@ -240,9 +232,7 @@ def test_gemma_gets_bos_where_its_tokenizer_adds_none(
     assert tokenizer("Hello")["input_ids"][0] == tokenizer.bos_token_id
 
 
-def test_code_of_a_checkpoint_runs_only_when_asked_for(
-    tmp_path: Path, tiny_model_dir: Callable[..., Path]
-) -> None:
+def test_code_of_a_checkpoint_runs_only_when_asked_for(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
     shutil.copytree(tiny_model_dir("llama"), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config"}}

@@ -80,9 +80,7 @@ def test_help_and_config_load_no_heavy_library(tmp_path: Path) -> None:
         f"load_config({str(ROOT / 'jobs/configs/demo.yaml')!r})\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -91,7 +89,5 @@ def test_finished_stages_need_no_heavy_library() -> None:
         "import sys\nimport selfmoe_ray.pipeline\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

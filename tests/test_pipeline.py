@@ -102,9 +102,7 @@ def test_prepare_warns_of_seeds_that_lack_the_domains_shape(tmp_path: Path, tiny
     (folder / "domain.yaml").write_text(
         "name: riddles\ncovers: Riddles.\nrequirements: [One riddle.]\nanswer: Say it.\nshape: multiple_choice\n"
     )
-    rows = [
-        f'{{"instruction": "Riddle number {n}, what am I?", "input": "", "output": "A"}}' for n in range(5)
-    ]
+    rows = [f'{{"instruction": "Riddle number {n}, what am I?", "input": "", "output": "A"}}' for n in range(5)]
     (folder / "seeds.jsonl").write_text("\n".join(rows))
     said: list[str] = []
     config = RunConfig(domains=[str(folder)], base_model=str(tiny_model_dir("llama")))

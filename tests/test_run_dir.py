@@ -48,16 +48,12 @@ def test_a_folder_is_done_only_with_its_manifest(run_dir: RunDir) -> None:
 def test_other_settings_stop_with_the_field_and_three_ways_out(run_dir: RunDir) -> None:
     run_dir.write_manifest("router", {"router": {"epochs": 1, "init": "labels"}}, {"mixse": "old"}, {}, 0)
     with pytest.raises(UserError) as caught:
-        run_dir.is_done(
-            "router", {"router": {"epochs": 2, "init": "labels"}}, {"mixse": "old"}, redo="router"
-        )
+        run_dir.is_done("router", {"router": {"epochs": 2, "init": "labels"}}, {"mixse": "old"}, redo="router")
     message = str(caught.value)
     assert "router was made with router.epochs = 1; this config asks for 2" in message
     assert "--redo router" in message and "choose another run_name" in message
     with pytest.raises(UserError, match="made with mixse = 'old'; this config asks for 'new'"):
-        run_dir.is_done(
-            "router", {"router": {"epochs": 1, "init": "labels"}}, {"mixse": "new"}, redo="router"
-        )
+        run_dir.is_done("router", {"router": {"epochs": 1, "init": "labels"}}, {"mixse": "new"}, redo="router")
 
 
 def test_unfinished_work_made_otherwise_is_refused(run_dir: RunDir) -> None:

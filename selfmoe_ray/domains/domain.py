@@ -174,9 +174,7 @@ def _read_seeds(path: Path) -> list[Seed]:
             continue
         task = (" ".join(seed.instruction.split()), " ".join(seed.input.split()))
         if task in first_line:
-            problems.append(
-                f"{path.name}:{number}: the same instruction and input as line {first_line[task]}"
-            )
+            problems.append(f"{path.name}:{number}: the same instruction and input as line {first_line[task]}")
         first_line.setdefault(task, number)
         seeds.append(seed)
     if problems:

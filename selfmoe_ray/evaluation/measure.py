@@ -78,9 +78,7 @@ def oracle_samples(samples: Sequence[Sample]) -> list[Sample]:
     ]
 
 
-def score_fitted_router(
-    model: MixtureModel, batches: Sequence[Batch], folder: Path, emit: Emit
-) -> list[Sample]:
+def score_fitted_router(model: MixtureModel, batches: Sequence[Batch], folder: Path, emit: Emit) -> list[Sample]:
     """MiXSE with the router as it was between the fit to labels and the LM loss; [] where it was not kept.
 
     folder: the run's router folder. The model has its own router again afterwards.
@@ -113,9 +111,7 @@ def summarise(samples: Sequence[Sample], domains: list[str]) -> dict[str, Any]:
         row_sets[row_set] = {
             "rows": {domain: len(tokens[domain]) for domain in present},
             "tokens": {domain: sum(tokens[domain].values()) for domain in present},
-            "systems": {
-                system: _system_summary(rows, table.get(MIXSE, {}), present) for system, rows in table.items()
-            },
+            "systems": {system: _system_summary(rows, table.get(MIXSE, {}), present) for system, rows in table.items()},
         }
     return {"unit": "nats per response token", "domains": domains, "row_sets": row_sets}
 
@@ -124,9 +120,7 @@ def _system_summary(
     rows: dict[str, dict[str, float]], mixse: dict[str, dict[str, float]], domains: list[str]
 ) -> dict[str, Any]:
     nll = {domain: mean(list(rows[domain].values())) for domain in domains if domain in rows}
-    differences = {
-        domain: paired_difference(mixse[domain], rows[domain]) for domain in nll if domain in mixse
-    }
+    differences = {domain: paired_difference(mixse[domain], rows[domain]) for domain in nll if domain in mixse}
     return {
         "nll": {domain: estimate.mean for domain, estimate in nll.items()},
         "mean_nll": mean_over_domains(list(nll.values())).mean,

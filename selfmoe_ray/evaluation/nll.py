@@ -41,9 +41,7 @@ def make_batches(
         else:
             groups.append([row])
     return [
-        Batch(
-            row_set, group, **{key: value.to(device) for key, value in collate(group, pad_token_id).items()}
-        )
+        Batch(row_set, group, **{key: value.to(device) for key, value in collate(group, pad_token_id).items()})
         for group in groups
     ]
 

@@ -18,9 +18,7 @@ from selfmoe_ray.training.ray_train import WorkerShape, read_cluster, worker_sha
 Event = tuple[str, dict[str, Any]]
 
 
-def measure(
-    config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit
-) -> None:
+def measure(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
     """Measure the run's mixture on one device of the cluster, a single trainer's, and write `measure/`.
 
     Needs a running Ray. Raises UserError where no domain has an unseen row.

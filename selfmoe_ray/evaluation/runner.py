@@ -65,9 +65,7 @@ def _tokenize(
     config: RunConfig, domains: Sequence[str], examples: Sequence[Example], tokenizer: Any
 ) -> list[TokenizedRow]:
     of_domain = ([example for example in examples if example.domain == domain] for domain in domains)
-    return [
-        row for each in of_domain for row in tokenize_all(each, tokenizer, config.training.max_length).rows
-    ]
+    return [row for each in of_domain for row in tokenize_all(each, tokenizer, config.training.max_length).rows]
 
 
 def _batches(rows: Mapping[str, Sequence[TokenizedRow]], tokenizer: Any, device: str) -> list[Batch]:

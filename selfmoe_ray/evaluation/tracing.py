@@ -46,9 +46,7 @@ def passage(model: MixtureModel, tokenizer: Any, row: TokenizedRow) -> dict[str,
     return {"domain": row.domain, "row": row.id, "tokens": tokens}
 
 
-def trace_response(
-    model: MixtureModel, tokenizer: Any, input_ids: Tensor, start: int
-) -> list[dict[str, Any]]:
+def trace_response(model: MixtureModel, tokenizer: Any, input_ids: Tensor, start: int) -> list[dict[str, Any]]:
     """Trace the tokens from `start` of one row [1, seq] in one pass; see `trace`."""
     with model.record_gates() as recorded:
         model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
@@ -57,9 +55,7 @@ def trace_response(
 
 
 @torch.inference_mode()
-def answer(
-    model: MixtureModel, tokenizer: Any, prompts: list[str], max_new_tokens: int
-) -> list[dict[str, Any]]:
+def answer(model: MixtureModel, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[dict[str, Any]]:
     """MiXSE's greedy answers to prompts, in one batch padded on the left, with their traces.
 
     Each is {"answer": text, "finished": whether it ended by itself, "tokens": trace}.

@@ -44,9 +44,7 @@ class EnginePlan:
         return [{"CPU": self.cpus, **gpu}] * self.tensor_parallel_size
 
 
-def plan_engines(
-    resources: GenerationResources, domains: Sequence[str], available: Mapping[str, float]
-) -> EnginePlan:
+def plan_engines(resources: GenerationResources, domains: Sequence[str], available: Mapping[str, float]) -> EnginePlan:
     """Decide on engines and pools from what the cluster has (`ray.cluster_resources()`).
 
     Raises UserError, before any work, where the config asks for more than there is.
@@ -80,9 +78,7 @@ def plan_engines(
     )
 
 
-def _plan_pools(
-    resources: GenerationResources, domains: Sequence[str], engines: int
-) -> tuple[tuple[Pool, ...], str]:
+def _plan_pools(resources: GenerationResources, domains: Sequence[str], engines: int) -> tuple[tuple[Pool, ...], str]:
     enough = engines >= len(domains)
     if resources.pools == "per_domain" and not enough:
         raise UserError(
@@ -98,9 +94,7 @@ def _plan_pools(
     return pools, f"a pool of its own for each domain{asked}"
 
 
-def engine_kwargs(
-    plan: EnginePlan, config: GenerationConfig, resources: GenerationResources
-) -> dict[str, Any]:
+def engine_kwargs(plan: EnginePlan, config: GenerationConfig, resources: GenerationResources) -> dict[str, Any]:
     """vLLM's engine arguments; `resources.engine_kwargs` has the last word."""
     settings: dict[str, Any] = {
         "dtype": config.dtype,

@@ -32,9 +32,7 @@ def check_task(instruction: str, input: str, shape: str, config: FilterConfig) -
     return _check_text(task) or SHAPES[shape].check_task(task)
 
 
-def check_response(
-    instruction: str, input: str, response: str, shape: str, config: FilterConfig
-) -> str | None:
+def check_response(instruction: str, input: str, response: str, shape: str, config: FilterConfig) -> str | None:
     """Why a response to a valid task is unusable."""
     if not response:
         return "empty"

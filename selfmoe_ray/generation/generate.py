@@ -74,9 +74,7 @@ def _settings_of_parts(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "generation": generation}
 
 
-def _run_waves(
-    states: dict[str, DomainState], run_dir: RunDir, complete: Complete, emit: Emit
-) -> dict[str, int]:
+def _run_waves(states: dict[str, DomainState], run_dir: RunDir, complete: Complete, emit: Emit) -> dict[str, int]:
     """Fold waves until no domain plans any more; returns the number of waves a domain took part in."""
     finished = {
         (name, phase, part): rows
@@ -128,9 +126,7 @@ def _emit_plan(emit: Emit, wave: int, planned: list[Part], todo: list[Part]) -> 
 
 
 def _yields(state: DomainState) -> dict[str, str]:
-    return {
-        f"{phase}_valid": f"{counts.valid}/{counts.completions}" for phase, counts in state.counts.items()
-    }
+    return {f"{phase}_valid": f"{counts.valid}/{counts.completions}" for phase, counts in state.counts.items()}
 
 
 def _phase_summaries(state: DomainState) -> dict[str, Any]:
@@ -147,12 +143,8 @@ def _refuse_too_few(states: dict[str, DomainState], config: RunConfig) -> None:
     for state in none_at_all if config.generation.accept_fewer else short:
         lines.append(f"  {state.domain.name}: {len(state.examples)} of {asked}")
         for phase, counts in state.counts.items():
-            reasons = ", ".join(
-                f"{reason} {count}" for reason, count in counts.rejected.most_common(_TOP_REASONS)
-            )
-            lines.append(
-                f"    {phase}: {counts.valid} of {counts.completions} valid; rejected: {reasons or 'none'}"
-            )
+            reasons = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common(_TOP_REASONS))
+            lines.append(f"    {phase}: {counts.valid} of {counts.completions} valid; rejected: {reasons or 'none'}")
     lines += [
         "  Nothing is lost; run again after one of these:",
         "    generation.max_rounds       a higher limit goes on from here",

@@ -45,9 +45,7 @@ def respond_prefix(domain: Domain, shown: Sequence[Seed]) -> str:
 
     Constant over a round, so that the engine's prefix cache holds all but the task itself.
     """
-    tasks = [
-        f"{respond_prompt('', seed.instruction, seed.input)} {_compact(seed.output)}\n" for seed in shown
-    ]
+    tasks = [f"{respond_prompt('', seed.instruction, seed.input)} {_compact(seed.output)}\n" for seed in shown]
     return "\n".join([f"Tasks with their correct responses. {domain.answer}\n", *tasks, ""])
 
 

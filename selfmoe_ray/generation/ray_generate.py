@@ -34,9 +34,7 @@ _CLOSE_SECONDS = 60.0
 _ERROR = "__inference_error__"
 
 
-def run_generation(
-    domains: list[Domain], config: RunConfig, base: BaseModel, run_dir: RunDir, emit: Emit
-) -> None:
+def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
     """`generate` with vLLM engines on the Ray cluster that the caller is connected to.
 
     Raises UserError where the cluster lacks the devices asked for, before any work.

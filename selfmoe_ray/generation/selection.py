@@ -105,9 +105,7 @@ class DomainState:
                 counts.valid += 1
                 continue
             counts.rejected[reason] += 1
-            self.rejects.append(
-                Reject(completion.id, completion.domain, completion.phase, reason, completion.text)
-            )
+            self.rejects.append(Reject(completion.id, completion.domain, completion.phase, reason, completion.text))
             if completion.phase == "respond":
                 self._unanswered.pop(completion.id, None)
 
@@ -130,9 +128,7 @@ class DomainState:
     def _take_response(self, completion: Completion) -> str | None:
         task = self._unanswered[completion.id]
         response = parse_response(completion.text)
-        reason = filters.check_response(
-            task.instruction, task.input, response, self.domain.shape, self.config.filters
-        )
+        reason = filters.check_response(task.instruction, task.input, response, self.domain.shape, self.config.filters)
         if reason:
             return reason
         text = filters.join_task(task.instruction, task.input)

@@ -70,9 +70,7 @@ def load_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     known = {_adapter_key(name, matrix) for name in model.linears for matrix in "AB"}
     unknown = sorted(set(tensors) - known)
     if unknown:
-        raise UserError(
-            f"{folder}: {unknown[0]} has no place in this base model ({len(unknown)} such tensors)"
-        )
+        raise UserError(f"{folder}: {unknown[0]} has no place in this base model ({len(unknown)} such tensors)")
     rank = model.spec.ranks[expert]
     for name, linear in model.linears.items():
         a, b = linear.lora(expert)
@@ -118,9 +116,7 @@ def save_mixse(model: MixtureModel, folder: Path, base: BaseModel) -> None:
     _write_base_files(model.spec, folder, base)
 
 
-def assemble_mixse(
-    spec: MixtureSpec, experts: dict[str, Path], router: Path, folder: Path, base: BaseModel
-) -> None:
+def assemble_mixse(spec: MixtureSpec, experts: dict[str, Path], router: Path, folder: Path, base: BaseModel) -> None:
     """What `save_mixse` writes, from adapters and a router that are files already; loads no weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, adapter in experts.items():
@@ -218,9 +214,7 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     }
     for field, refuse in refused.items():
         if refuse:
-            raise UserError(
-                f"{path}: {field} = {config.get(field)!r} cannot be part of a mixture; plain LoRA can"
-            )
+            raise UserError(f"{path}: {field} = {config.get(field)!r} cannot be part of a mixture; plain LoRA can")
     return config
 
 

@@ -32,19 +32,13 @@ def _layer_linears(kind: str, layer: nn.Module, prefix: str) -> dict[str, nn.Lin
         where = f"{prefix}.{name}"
         if type(module) is nn.Linear:
             linears[where] = module
-        elif (
-            isinstance(module, nn.Linear)
-            or "Linear" in type(module).__name__
-            or type(module).__name__ == "Conv1D"
-        ):
+        elif isinstance(module, nn.Linear) or "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D":
             raise UserError(
                 f"base_model: {kind} has {where} of type {type(module).__name__}; experts attach to plain "
                 "linear layers, so give an unquantised checkpoint of a Llama-style decoder"
             )
         elif "experts" in name.split("."):
-            raise UserError(
-                f"base_model: {kind} is itself a mixture of experts ({where}); give a dense model"
-            )
+            raise UserError(f"base_model: {kind} is itself a mixture of experts ({where}); give a dense model")
         elif name.endswith("kv_b_proj"):
             raise UserError(f"base_model: {kind} uses latent attention ({where}), which is not supported")
     reads = [name for name in linears if name.removeprefix(f"{prefix}.self_attn.") in ROUTER_READS]

@@ -28,15 +28,12 @@ class ParameterShares:
 
 def count_parameters(model: MixtureModel) -> ParameterShares:
     """Count a mixture's parameters; zero padding of unequal ranks is not counted."""
-    lora = {
-        id(p) for linear in model.linears.values() for i in range(linear.num_experts) for p in linear.lora(i)
-    }
+    lora = {id(p) for linear in model.linears.values() for i in range(linear.num_experts) for p in linear.lora(i)}
     base = sum(p.numel() for p in model.base.parameters() if id(p) not in lora)
     experts = {}
     for index, name in enumerate(model.spec.experts):
         widths = sum(
-            linear.lora(index)[0].shape[1] + linear.lora(index)[1].shape[0]
-            for linear in model.linears.values()
+            linear.lora(index)[0].shape[1] + linear.lora(index)[1].shape[0] for linear in model.linears.values()
         )
         experts[name] = widths * model.spec.ranks[index]
     return ParameterShares(base, experts, sum(p.numel() for p in model.router_parameters()))

@@ -30,9 +30,7 @@ class MixtureSpec(Section):
         if len(self.ranks) != count or len(self.alphas) != count:
             raise ValueError(f"{count} experts need {count} ranks and alphas")
         if self.num_experts_per_tok > count:
-            raise ValueError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, but there are {count} experts"
-            )
+            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}, but there are {count} experts")
         return self
 
     @property

@@ -63,9 +63,7 @@ class GateState:
                 self._fixed = self.gate.fixed(n, hidden.device)
             assert self._fixed is not None
             if self._fixed.shape[0] not in (1, hidden.shape[0]):
-                raise ValueError(
-                    f"gates for {self._fixed.shape[0]} rows, but the batch has {hidden.shape[0]}"
-                )
+                raise ValueError(f"gates for {self._fixed.shape[0]} rows, but the batch has {hidden.shape[0]}")
             gates = self._fixed
         self._gates[layer] = gates
         scaled = gates * self.scalings.to(gates.device)
@@ -87,9 +85,7 @@ class GateState:
         if self.recorded_gates is not None:
             n = self.router.num_experts
             off = torch.zeros(1, 1, n, device=self.scalings.device)
-            layers = [
-                (off if gates is None else gates.detach()).expand(*self._shape, n) for gates in self._gates
-            ]
+            layers = [(off if gates is None else gates.detach()).expand(*self._shape, n) for gates in self._gates]
             self.recorded_gates.append(torch.stack(layers))
 
 

@@ -67,9 +67,7 @@ def collect(config: RunConfig, domains: list[Domain], run_dir: RunDir) -> RunFac
         config=config,
         provenance=_read_json(run_dir, run_dir.PROVENANCE) or {},
         domains=[_domain_facts(config, domain, run_dir) for domain in domains],
-        expert_metrics={
-            name: _read_jsonl(run_dir, f"{run_dir.expert(name)}/metrics.jsonl") for name in names
-        },
+        expert_metrics={name: _read_jsonl(run_dir, f"{run_dir.expert(name)}/metrics.jsonl") for name in names},
         router_metrics=_read_jsonl(run_dir, f"{run_dir.ROUTER}/metrics.jsonl"),
         label_fit=_read_json(run_dir, f"{run_dir.ROUTER}/fitted/fit.json"),
         parameters=measured["counts"]["parameters"] if measured else None,

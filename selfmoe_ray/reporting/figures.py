@@ -126,18 +126,16 @@ def _axes(
 def _line(index: int, name: str, points: Sequence[Point]) -> Markup:
     colour = index % SERIES
     if len(points) == 1:
-        return Markup(
-            '<circle class="fill-{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>'
-        ).format(colour, *points[0], name)
+        return Markup('<circle class="fill-{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>').format(
+            colour, *points[0], name
+        )
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return Markup(
-        '<polyline class="line-{}" stroke-dasharray="{}" points="{}"><title>{}</title></polyline>'
-    ).format(colour, _DASHES[index % len(_DASHES)], path, name)
+    return Markup('<polyline class="line-{}" stroke-dasharray="{}" points="{}"><title>{}</title></polyline>').format(
+        colour, _DASHES[index % len(_DASHES)], path, name
+    )
 
 
-def _rect(
-    kind: str, x: float, y: float, width: float, height: float, hover: str, opacity: float = 1.0
-) -> Markup:
+def _rect(kind: str, x: float, y: float, width: float, height: float, hover: str, opacity: float = 1.0) -> Markup:
     return Markup(
         '<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill-opacity="{:.3f}">'
         "<title>{}</title></rect>"

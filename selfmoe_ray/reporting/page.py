@@ -98,9 +98,7 @@ def _overview(facts: RunFacts) -> dict[str, Any]:
         "warnings": warnings(facts),
         "verdict": verdict(facts),
         "provenance": {name: _flat(value) for name, value in facts.provenance.items()},
-        "config_yaml": yaml.safe_dump(
-            facts.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-        ),
+        "config_yaml": yaml.safe_dump(facts.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     }
 
 
@@ -174,13 +172,9 @@ def _training(facts: RunFacts) -> dict[str, Any]:
     router = {"router": _curve(facts.router_metrics)}
     fit = _fit_accuracies(facts.label_fit or {})
     return {
-        "expert_figure": figures.line_chart(
-            experts, "Loss of each expert by epoch", "epoch", "loss (nats/token)"
-        ),
+        "expert_figure": figures.line_chart(experts, "Loss of each expert by epoch", "epoch", "loss (nats/token)"),
         "expert_curve_legend": figures.legend(list(experts), "line"),
-        "router_figure": figures.line_chart(
-            router, "Loss of the router by epoch", "epoch", "loss (nats/token)"
-        ),
+        "router_figure": figures.line_chart(router, "Loss of the router by epoch", "epoch", "loss (nats/token)"),
         "fit_figure": figures.line_chart(fit, "Accuracy of the router's fit by layer", "layer", "accuracy"),
         "fit_legend": figures.legend(list(fit), "line"),
         "losses_table": tables.losses(facts),

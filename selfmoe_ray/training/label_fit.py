@@ -18,8 +18,7 @@ from selfmoe_ray.training.dataset import TokenizedRow, collate
 HELD_OUT_SHARE = 0.1
 FIT_STEPS = 300
 FIT_BATCH_TOKENS = 512
-FIT_LEARNING_RATE = 0.01
-FIT_L2 = 1e-4
+FIT_LEARNING_RATE = 0.03
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _regress(router: Router, features: Features, scale: Tensor, seed: int) -> No
         for theta in parameters:
             theta.zero_()
             theta.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=FIT_LEARNING_RATE, weight_decay=FIT_L2)
+    optimizer = torch.optim.Adam(parameters, lr=FIT_LEARNING_RATE)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, FIT_STEPS)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(FIT_STEPS):

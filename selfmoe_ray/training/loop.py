@@ -114,9 +114,7 @@ class TrainingLoop:
             done_tokens += tokens
             pace = done_tokens / (time.monotonic() - started)
             self.step += 1
-            report = StepReport(
-                self.step, self.steps, losses, tokens, pace, (total_tokens - done_tokens) / pace
-            )
+            report = StepReport(self.step, self.steps, losses, tokens, pace, (total_tokens - done_tokens) / pace)
             self.history.append(report)
             on_step(report)
             if self.step == self.steps or self.step % self.settings.checkpoint_every_steps == 0:
@@ -126,9 +124,7 @@ class TrainingLoop:
     def save(self, folder: Path) -> None:
         """Write what is trained, the optimizer state and the history; every worker calls this."""
         state = {"step": self.step, "history": [vars(report) for report in self.history]}
-        self.engine.save_checkpoint(
-            str(folder), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=True
-        )
+        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote with the same learners, workers and ZeRO stage."""
@@ -137,9 +133,7 @@ class TrainingLoop:
         self.history = [StepReport(**report) for report in state["history"]]
 
     def _take_step(self) -> tuple[dict[str, float], int]:
-        rows = step_rows(
-            self.step, [learner.schedule for learner in self.learners], self._lengths, self._targets
-        )
+        rows = step_rows(self.step, [learner.schedule for learner in self.learners], self._lengths, self._targets)
         totals = torch.zeros(len(self.learners), device=self.engine.device)
         for micro_batch in micro_batches(rows, self.workers, self.settings.micro_batch_size)[self.rank]:
             totals += self._accumulate(micro_batch)
@@ -150,9 +144,7 @@ class TrainingLoop:
         torch.distributed.all_reduce(totals)
         losses = dict(zip((learner.name for learner in self.learners), totals.tolist(), strict=True))
         active = {self.learners[row.learner].name for row in rows}
-        return {name: loss for name, loss in losses.items() if name in active}, sum(
-            row.length for row in rows
-        )
+        return {name: loss for name, loss in losses.items() if name in active}, sum(row.length for row in rows)
 
     def _accumulate(self, micro_batch: Sequence[StepRow]) -> Tensor:
         """Add a micro-batch's gradients; returns its part of each learner's loss [learners]."""
@@ -175,9 +167,7 @@ class TrainingLoop:
         )
 
 
-def response_nll(
-    forward: Callable[..., Any], model: MixtureModel, gate: Gate, batch: dict[str, Tensor]
-) -> Tensor:
+def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, batch: dict[str, Tensor]) -> Tensor:
     """Each row's NLL summed over its response tokens, [batch], in nats, float32.
 
     forward: the model, or the engine that wraps it. batch: input_ids and labels, each [batch, seq],
@@ -213,10 +203,7 @@ def import_deepspeed() -> Any:
 
 
 def _make_engine(model: MixtureModel, learners: Sequence[Learner], settings: LoopSettings) -> Any:
-    groups = [
-        {"params": learner.parameters, "lr": 0.0, "weight_decay": learner.weight_decay}
-        for learner in learners
-    ]
+    groups = [{"params": learner.parameters, "lr": 0.0, "weight_decay": learner.weight_decay} for learner in learners]
     engine, *_ = import_deepspeed().initialize(
         model=model,
         optimizer=torch.optim.AdamW(groups, fused=True),

@@ -147,9 +147,7 @@ def _start_router(phase: Phase, model: MixtureModel, notify: Notify) -> None:
     if torch.distributed.get_rank() == 0 and not storage.exists(fitted):
         config = phase.config
         rows = [row for domain in phase.domains for row in phase.rows[domain]]
-        report = fit_to_labels(
-            model, rows, config.training.router.fit_tokens, phase.pad_token_id, config.seed
-        )
+        report = fit_to_labels(model, rows, config.training.router.fit_tokens, phase.pad_token_id, config.seed)
         accuracy = (report.held_out_accuracy or report.train_accuracy)[-1]
         notify(message="fitted to the domain labels", tokens=report.train_tokens, accuracy=accuracy)
         with storage.local_folder_to_write(fitted) as folder:

@@ -46,9 +46,7 @@ class WorkerShape:
     gpus: float
 
 
-def train_experts(
-    config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit
-) -> None:
+def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
     """Train the experts that are not finished, and write `experts/<domain>/`, manifests last.
 
     Needs a running Ray. Raises UserError where a finished expert was made with other settings, where
@@ -83,15 +81,11 @@ def train_experts(
     seconds = time.monotonic() - start
     for name in todo:
         counts = _counts(rows[name], config.training.experts.epochs)
-        run_dir.write_manifest(
-            run_dir.expert(name), *expert_manifest(config, name, base, run_dir), counts, seconds
-        )
+        run_dir.write_manifest(run_dir.expert(name), *expert_manifest(config, name, base, run_dir), counts, seconds)
     _forget(phases)
 
 
-def train_router(
-    config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit
-) -> None:
+def train_router(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
     """Train the router on all experts' rows, the experts frozen, and write `router/`, its manifest last.
 
     Needs a running Ray and finished experts. Raises UserError as `train_experts` does.
@@ -118,9 +112,7 @@ def read_cluster() -> Cluster:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return Cluster(
-        tuple(int(node["CPU"]) for node in nodes), tuple(int(node.get("GPU", 0)) for node in nodes)
-    )
+    return Cluster(tuple(int(node["CPU"]) for node in nodes), tuple(int(node.get("GPU", 0)) for node in nodes))
 
 
 def gpus_per_worker(resources: TrainingResources, cluster: Cluster) -> float:
@@ -219,9 +211,7 @@ def _fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape
 
     fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
     progress = ray.remote(num_cpus=0)(_Progress).remote()
-    pending = [
-        fit.remote(phase, count, shape, progress) for phase, count in zip(phases, workers, strict=True)
-    ]
+    pending = [fit.remote(phase, count, shape, progress) for phase, count in zip(phases, workers, strict=True)]
     try:
         while pending:
             finished, pending = ray.wait(pending, timeout=POLL_SECONDS)
@@ -263,14 +253,10 @@ def _fit(phase: Phase, workers: int, shape: WorkerShape, progress: Any) -> None:
         _work,
         train_loop_config={"phase": ray.put(phase), "threads": shape.cpus, "progress": progress},
         torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=bool(shape.gpus), resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(shape.gpus), resources_per_worker=resources),
         run_config=RunConfig(
             name=phase.trainer,
-            storage_path=phase.run_dir.storage.path(
-                str(Path(phase.run_dir.checkpoints(phase.trainer)).parent)
-            ),
+            storage_path=phase.run_dir.storage.path(str(Path(phase.run_dir.checkpoints(phase.trainer)).parent)),
             failure_config=FailureConfig(max_failures=phase.config.resources.training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=FREE_CHECKPOINTS),
         ),

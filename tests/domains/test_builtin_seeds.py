@@ -70,9 +70,7 @@ def test_a_near_duplicate_would_be_found() -> None:
 def test_no_placeholders(name: str) -> None:
     domain = load_domain(name)
     for seed in domain.seeds:
-        assert not re.search(
-            r"\b(TODO|TBD|lorem|foo|placeholder)\b|<\w+>|_{3,}", f"{task(seed)} {seed.output}", re.I
-        )
+        assert not re.search(r"\b(TODO|TBD|lorem|foo|placeholder)\b|<\w+>|_{3,}", f"{task(seed)} {seed.output}", re.I)
 
 
 def test_each_shape_that_a_domain_may_name_has_its_check() -> None:

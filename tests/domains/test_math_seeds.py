@@ -35,9 +35,7 @@ def integral(function: Callable[[float], float], low: float, high: float, steps:
 
 def remainder(polynomial: Callable[[int], int], at: int) -> int:
     """Of the division by x - at: what is to be taken off every value so that n - at divides it."""
-    return next(
-        r for r in count() if all((polynomial(n) - r) % (n - at) == 0 for n in range(at + 1, at + 99))
-    )
+    return next(r for r in count() if all((polynomial(n) - r) % (n - at) == 0 for n in range(at + 1, at + 99)))
 
 
 def share(outcomes: list[bool]) -> Fraction:

@@ -117,17 +117,13 @@ ANSWERS: dict[str, str] = {
     "On an island": "knight" if truth("Rob Sue", rob_sue)["Sue"] else "knave",
     "All roses": yes(follows(3, lambda rose, plant, water: rose <= plant <= water, lambda r, p, w: r <= w)),
     "Premises: all cats": yes(
-        follows(
-            3, lambda cat, mammal, sea: cat <= mammal and mammal & sea, lambda cat, mammal, sea: cat & sea
-        )
+        follows(3, lambda cat, mammal, sea: cat <= mammal and mammal & sea, lambda cat, mammal, sea: cat & sea)
     ),
     "What number": str(sums_of_growing_steps(3, count(3, 2), 6)),
     "Which letter": chr(sums_of_growing_steps(ord("A"), count(2), 6)),
     "A table lists": str(sum(age > 30 and city == "Lyon" for _, age, city in PEOPLE)),
     "A shop's": sorted(PRICES, key=lambda tool: PRICES[tool])[-2],
-    "Alice holds": swap({"Alice": "red", "Bob": "green", "Cleo": "blue"}, ("Alice", "Bob"), ("Bob", "Cleo"))[
-        "Cleo"
-    ],
+    "Alice holds": swap({"Alice": "red", "Bob": "green", "Cleo": "blue"}, ("Alice", "Bob"), ("Bob", "Cleo"))["Cleo"],
     "Uma, Vic": order(
         "Uma Vic Wes Xia", lambda at: at["Uma"] == 0 and abs(at["Vic"] - at["Uma"]) == 1 and at["Wes"] != 3
     )[3],

@@ -16,9 +16,7 @@ def measured(mixture, rows):
         for row_set, chosen in (("held_out", rows[::2]), ("seeds", rows[1::2]))
         for batch in make_batches(row_set, chosen, pad_token_id=2, max_tokens=200)
     ]
-    samples, routing = score_systems(
-        mixture, batches, DOMAINS, lambda kind, **fields: events.append((kind, fields))
-    )
+    samples, routing = score_systems(mixture, batches, DOMAINS, lambda kind, **fields: events.append((kind, fields)))
     return samples, routing, events
 
 
@@ -35,9 +33,7 @@ def test_every_system_scores_every_row_once(measured, rows):
         "oracle",
     ]
     assert list(dict.fromkeys(sample.system for sample in samples)) == systems
-    assert (
-        len({(sample.system, sample.row) for sample in samples}) == len(samples) == len(systems) * len(rows)
-    )
+    assert len({(sample.system, sample.row) for sample in samples}) == len(samples) == len(systems) * len(rows)
     assert {kind for kind, _ in events} == {"measure"}
 
 

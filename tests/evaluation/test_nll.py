@@ -64,6 +64,4 @@ def test_tokens_after_the_response_do_not_count(mixture, rows):
     longer = copy.deepcopy(rows[3])
     longer.input_ids.append(7)
     longer.labels.append(IGNORED)
-    assert score(mixture, [longer], Gate.off()) == pytest.approx(
-        score(mixture, [rows[3]], Gate.off()), abs=1e-4
-    )
+    assert score(mixture, [longer], Gate.off()) == pytest.approx(score(mixture, [rows[3]], Gate.off()), abs=1e-4)

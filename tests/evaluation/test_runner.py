@@ -14,26 +14,17 @@ def check_measured(config, run_dir):
     assert set(table) == {"held_out", "seeds"}
     systems = ["base", "expert-math", "expert-coding", "uniform", "random", "mixse", "oracle", "mixse-fitted"]
     assert list(table["seeds"]["systems"]) == systems
-    assert (
-        table["seeds"]["systems"]["mixse-fitted"]["mean_nll"]
-        != table["seeds"]["systems"]["mixse"]["mean_nll"]
-    )
+    assert table["seeds"]["systems"]["mixse-fitted"]["mean_nll"] != table["seeds"]["systems"]["mixse"]["mean_nll"]
     assert set(storage.read_json("measure/routing.json")["domains"]) == set(DOMAINS)
     traces = storage.read_json("measure/answer.json")
-    assert (
-        [each["domain"] for each in traces["answers"]]
-        == [each["domain"] for each in traces["passages"]]
-        == DOMAINS
-    )
+    assert [each["domain"] for each in traces["answers"]] == [each["domain"] for each in traces["passages"]] == DOMAINS
     assert "".join(token["text"] for token in traces["passages"][0]["tokens"]) == "answer 3"
     assert run_dir.read_manifest("measure")["counts"]["parameters"]["base"] > 0
 
 
 def test_the_stage_writes_what_the_report_shows(config, run_dir):
     events = []
-    measure_run(
-        config, DOMAINS, config.base_model, run_dir, lambda kind, **fields: events.append(fields), "cpu"
-    )
+    measure_run(config, DOMAINS, config.base_model, run_dir, lambda kind, **fields: events.append(fields), "cpu")
     check_measured(config, run_dir)
     assert [fields["system"] for fields in events if "system" in fields][-1] == "mixse-fitted"
     write_report(config, run_dir)

@@ -32,9 +32,7 @@ def test_answers_in_a_batch_are_the_greedy_answers_alone(mixture, tokenizer):
     answers = answer(mixture, tokenizer, PROMPTS, max_new_tokens=12)
     for prompt, found in zip(PROMPTS, answers, strict=True):
         inputs = tokenizer(prompt, return_tensors="pt")
-        alone = mixture.generate(
-            gate=Gate.router(1), **inputs, max_new_tokens=12, do_sample=False, pad_token_id=2
-        )
+        alone = mixture.generate(gate=Gate.router(1), **inputs, max_new_tokens=12, do_sample=False, pad_token_id=2)
         ids = alone[0, inputs["input_ids"].shape[1] :].tolist()
         assert found["answer"] == tokenizer.decode(ids, skip_special_tokens=True)
         assert found["finished"] == (tokenizer.eos_token_id in ids)

@@ -14,9 +14,7 @@ def make_part(domain: str, phase: Phase, number: int, size: int) -> Part:
 
 
 def completions_of(part: Part) -> list[Completion]:
-    return [
-        Completion(prompt.id, part.domain, part.phase, "text", "stop", 3, 2, "") for prompt in part.prompts
-    ]
+    return [Completion(prompt.id, part.domain, part.phase, "text", "stop", 3, 2, "") for prompt in part.prompts]
 
 
 # The two phases of one task share its id.

@@ -149,8 +149,7 @@ def test_a_seed_is_an_echo_even_where_it_is_held_out(tmp_path: Path) -> None:
     def echo(parts: list[Part]) -> Iterator[Finished]:
         for part in parts:
             texts = {
-                prompt.id: seed.instruction
-                for prompt, seed in zip(part.prompts, seeds[part.domain], strict=False)
+                prompt.id: seed.instruction for prompt, seed in zip(part.prompts, seeds[part.domain], strict=False)
             }
             is_first = part.id.endswith("0")
             yield from fake_complete([part], fake_text if is_first else lambda prompt, _: texts[prompt.id])  # noqa: B023
@@ -173,9 +172,7 @@ def test_engine_errors_and_truncation_are_reasons(tmp_path: Path) -> None:
 
     run_dir = run(tmp_path, make_config(), faulty)
     assert len(run_dir.read_examples("math")) == 20
-    assert {"engine_error", "truncated", "empty"} <= {
-        reject.reason for reject in run_dir.read_rejects("math")
-    }
+    assert {"engine_error", "truncated", "empty"} <= {reject.reason for reject in run_dir.read_rejects("math")}
 
 
 def test_too_few_is_an_error_that_shows_yields_and_reasons(tmp_path: Path) -> None:

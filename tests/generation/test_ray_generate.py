@@ -35,9 +35,7 @@ def make_part(number: int, texts: list[str], phase: str = "brainstorm") -> Part:
 
 
 @pytest.mark.slow
-def test_engines_serve_wave_after_wave(
-    cluster: dict[str, float], tiny_model_dir: Callable[..., Path]
-) -> None:
+def test_engines_serve_wave_after_wave(cluster: dict[str, float], tiny_model_dir: Callable[..., Path]) -> None:
     folder = str(tiny_model_dir("llama"))
     config = parse_config(
         {

@@ -99,9 +99,7 @@ def test_a_stranger_without_the_token_is_refused(head: dict[str, str], tmp_path:
 def test_a_relative_root_is_refused_in_a_submitted_job(head: dict[str, str], tmp_path: Path) -> None:
     done = submit(head, "--config", "jobs/configs/demo.yaml")
     assert done.returncode != 0
-    assert (
-        "root: 'runs' is relative, but a submitted job runs in a temporary copy" in done.stdout + done.stderr
-    )
+    assert "root: 'runs' is relative, but a submitted job runs in a temporary copy" in done.stdout + done.stderr
 
 
 @pytest.mark.slow

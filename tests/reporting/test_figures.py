@@ -7,9 +7,7 @@ import pytest
 from selfmoe_ray.reporting.figures import layer_heat_map, legend, line_chart, nice_ticks, stacked_bars
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 3), (0.61, 2.48), (-4, 17), (2, 2), (0.0001, 0.0009), (0, 98765)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (0.61, 2.48), (-4, 17), (2, 2), (0.0001, 0.0009), (0, 98765)])
 def test_ticks_enclose_the_data_at_equal_steps(low, high):
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low
@@ -23,9 +21,7 @@ def test_a_line_stays_within_the_picture_and_long_ones_are_thinned():
     svg = line_chart({"math": [(step, 3 - step / 500) for step in range(1, 1001)]}, "Loss", "step", "loss")
     points = re.search(r'points="([^"]*)"', svg).group(1).split()
     assert 100 <= len(points) <= 240
-    assert all(
-        0 <= float(x) <= 480 and 0 <= float(y) <= 260 for x, y in (point.split(",") for point in points)
-    )
+    assert all(0 <= float(x) <= 480 and 0 <= float(y) <= 260 for x, y in (point.split(",") for point in points))
 
 
 @pytest.mark.parametrize(

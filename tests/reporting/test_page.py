@@ -81,9 +81,7 @@ def test_generated_text_is_shown_and_never_markup(html):
     assert "<b>bold</b>" not in html
     page = Page(html)
     assert page.text.count("<script>alert('x')</script> & <b>bold</b>") >= 8
-    tokens = [
-        each for each in page.all("span") if each.get("class", "").startswith("token") and "title" in each
-    ]
+    tokens = [each for each in page.all("span") if each.get("class", "").startswith("token") and "title" in each]
     assert tokens[0]["title"] == "math 0.00, coding 0.60"
 
 

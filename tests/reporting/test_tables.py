@@ -15,9 +15,7 @@ def facts(config, finished):
 
 
 def test_csv_keeps_plain_values_and_the_page_rounds():
-    table = Table(
-        "t", "caption", [Column("a, b"), Column("n", "percent")], [['say "x"', 0.123456789], ["y", None]]
-    )
+    table = Table("t", "caption", [Column("a, b"), Column("n", "percent")], [['say "x"', 0.123456789], ["y", None]])
     assert list(csv.reader(io.StringIO(table.to_csv()))) == [
         ["a, b", "n"],
         ['say "x"', "0.123457"],

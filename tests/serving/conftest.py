@@ -17,9 +17,7 @@ from selfmoe_ray.mixture.spec import MixtureSpec
 
 
 @pytest.fixture(scope="session")
-def mixse_dir(
-    tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def mixse_dir(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`mixse_dir("llama", k=1, router={...})`: a saved mixture of three experts of unequal rank."""
 
     def make(family: str = "llama", k: int = 1, router: dict[str, Any] | None = None) -> Path:

@@ -110,9 +110,7 @@ def assert_engine_matches(llm: Any, folder: Path) -> None:
     for job in jobs[:3]:
         assert_same(model, [job], generate(llm, [job]))
     assert llm.reset_prefix_cache()
-    same_prompt: list[Job] = [
-        (name, [*PREFIX, 5, 6, 7]) for name in names if name not in ("top1", "top2", "top3")
-    ]
+    same_prompt: list[Job] = [(name, [*PREFIX, 5, 6, 7]) for name in names if name not in ("top1", "top2", "top3")]
     for cached in (0, 32):
         outputs = [generate(llm, [job])[0] for job in same_prompt]
         assert_same(model, same_prompt, outputs)
@@ -223,9 +221,7 @@ def test_what_cannot_be_served_is_refused_with_the_reason(
         engine_config(folder)
 
 
-def test_a_moved_base_can_be_named(
-    mixse_dir: Callable[..., Path], tiny_model_dir: Callable[..., Path]
-) -> None:
+def test_a_moved_base_can_be_named(mixse_dir: Callable[..., Path], tiny_model_dir: Callable[..., Path]) -> None:
     folder = mixse_dir("llama")
     _edit(folder, base_model="somewhere/else")
     config = engine_config(folder, hf_overrides={"mixse_base": str(tiny_model_dir("llama"))})

@@ -43,8 +43,9 @@ def test_fit_separates_separable_domains(tiny_model_dir, scope, accumulate):
     report = fit_to_labels(model, rows, 1500, PAD, seed=0)
     assert report.train_tokens > 1000 and report.held_out_tokens > 50
     assert len(report.train_accuracy) == 2
-    # Two thirds of the tokens tell their domain; chance is one third.
-    assert report.held_out_accuracy[-1] > 0.5
+    # Two thirds of the tokens tell their domain, chance is one third, so 0.78 is the most one can have.
+    # One theta for both layers of a random model has half the parameters and separates less.
+    assert report.held_out_accuracy[-1] > (0.6 if scope == "layer" else 0.45)
 
 
 def test_fitted_gates_choose_the_domain_of_unseen_rows(tiny_model_dir):
@@ -58,9 +59,7 @@ def test_fitted_gates_choose_the_domain_of_unseen_rows(tiny_model_dir):
 
 
 def test_tokens_are_drawn_evenly_and_the_fit_is_repeatable(tiny_model_dir):
-    rows = [
-        row for domain, count in zip(DOMAINS, (40, 10, 40), strict=True) for row in make_rows(domain, count)
-    ]
+    rows = [row for domain, count in zip(DOMAINS, (40, 10, 40), strict=True) for row in make_rows(domain, count)]
     models = [make_mixture(tiny_model_dir(), RouterShape()) for _ in range(2)]
     reports = [fit_to_labels(model, rows, 450, PAD, seed=1) for model in models]
     assert reports[0] == reports[1]

@@ -22,9 +22,7 @@ def ignore(_):
 def assert_same(found, expected, tolerance=2e-4):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, atol=tolerance, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        torch.testing.assert_close(found[name], value, atol=tolerance, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +39,8 @@ def test_response_nll_is_the_reference_cross_entropy(tiny, tiny_model_dir):
     rows = tiny.make_rows("ant")[:3]
     batch = collate(rows, tiny.PAD)
     nll = response_nll(model, model, Gate.off(), batch)
-    logits = model(
-        gate=Gate.off(), input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    ).logits
-    reference = F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none").sum(
-        1
-    )
+    logits = model(gate=Gate.off(), input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    reference = F.cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none").sum(1)
     torch.testing.assert_close(nll, reference)
 
 
@@ -65,9 +59,7 @@ def test_steps_and_losses_are_those_of_each_expert_alone(fused, tiny):
     }
     assert len(history) == max(steps.values())
     for domain, count in steps.items():
-        assert [domain in report.losses for report in history] == [
-            step < count for step in range(len(history))
-        ]
+        assert [domain in report.losses for report in history] == [step < count for step in range(len(history))]
 
 
 @pytest.mark.parametrize("domain", ["ant", "bee", "cat"])
@@ -75,9 +67,7 @@ def test_an_expert_trained_alone_is_the_same(fused, tiny, tiny_model_dir, domain
     alone = tiny.make_mixture(tiny_model_dir(), [domain])
     history = tiny.expert_loop(alone, SETTINGS).run(ignore, ignore)
     expected = {name: value for name, value in fused[1].items() if name.startswith(domain)}
-    assert_same(
-        {name: value for name, value in tiny.weights(alone).items() if name.startswith(domain)}, expected
-    )
+    assert_same({name: value for name, value in tiny.weights(alone).items() if name.startswith(domain)}, expected)
     together = [report.losses[domain] for report in fused[2] if domain in report.losses]
     assert [report.losses[domain] for report in history] == pytest.approx(together, abs=1e-4)
 

@@ -33,9 +33,7 @@ def test_plan_trainers(experts_per_trainer, workers, devices, expected):
 def test_every_epoch_visits_each_row_once_in_another_order():
     schedule = make_schedule(10, OptimizerConfig(batch_size=4, epochs=2), seed=0, name="math")
     assert [len(batch) for batch in schedule.batches] == [4, 4, 2, 4, 4, 2]
-    first, second = (
-        [row for batch in schedule.batches[start : start + 3] for row in batch] for start in (0, 3)
-    )
+    first, second = ([row for batch in schedule.batches[start : start + 3] for row in batch] for start in (0, 3))
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
 
 
@@ -67,9 +65,7 @@ def test_step_rows_weigh_each_learner_by_its_own_response_tokens():
     targets = [[3, 5, 7, 9], [1, 2]]
     rows = step_rows(0, schedules, [[10] * 4, [10] * 2], targets)
     for learner in (0, 1):
-        assert sum(
-            targets[learner][row.row] * row.weight for row in rows if row.learner == learner
-        ) == pytest.approx(1)
+        assert sum(targets[learner][row.row] * row.weight for row in rows if row.learner == learner) == pytest.approx(1)
     assert {row.learner for row in step_rows(1, schedules, [[10] * 4, [10] * 2], targets)} == {0}
 
 

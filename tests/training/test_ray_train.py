@@ -43,9 +43,7 @@ def test_worker_shape(fields, cluster, devices, workers, expected):
     assert (shape.cpus, shape.gpus) == expected
 
 
-@pytest.mark.parametrize(
-    "fields", [{"gpus_per_worker": 1}, {"cpus_per_worker": 3}, {"cpus_per_worker": 2}], ids=str
-)
+@pytest.mark.parametrize("fields", [{"gpus_per_worker": 1}, {"cpus_per_worker": 3}, {"cpus_per_worker": 2}], ids=str)
 def test_impossible_resources_say_what_was_asked_and_what_there_is(fields):
     with pytest.raises(UserError, match=r"2 worker\(s\).*room for [01] .*CPUs by node: \[2\]"):
         worker_shape(resources(**fields), [TrainerPlan((0,), 2)], Cluster((2,), (0,)))
@@ -84,9 +82,7 @@ def start(tiny_model_dir, tmp_path_factory):
                     "experts": {"batch_size": 4, "epochs": 4, "learning_rate": 3e-3},
                     "router": {"batch_size": 8, "epochs": 1, "fit_tokens": 2000},
                 },
-                "resources": {
-                    "training": {"cpus_per_worker": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **fields}
-                },
+                "resources": {"training": {"cpus_per_worker": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **fields}},
             }
         )
         run_dir = RunDir(config.root, config.run_name)

@@ -52,9 +52,7 @@ def expert_loop(model: MixtureModel, settings: LoopSettings) -> TrainingLoop:
 def router_loop(model: MixtureModel, settings: LoopSettings) -> TrainingLoop:
     """A loop over the router alone."""
     rows = [row for domain in model.spec.experts for row in make_rows(domain)]
-    learner = Learner(
-        "router", rows, make_schedule(len(rows), OPTIMIZER, 0, "router"), model.router_parameters()
-    )
+    learner = Learner("router", rows, make_schedule(len(rows), OPTIMIZER, 0, "router"), model.router_parameters())
     return TrainingLoop(model, [learner], lambda _: Gate.router(1), PAD, settings)
 
 

@@ -119,9 +119,7 @@ def _part_outputs(linear: LinearBase, parts: list[str]) -> list[int]:
     if len(parts) == 1:
         return [sum(sizes)]
     if len(parts) != len(sizes):
-        raise UserError(
-            f"{linear.prefix} has {len(sizes)} products, but vLLM calls its parts {', '.join(parts)}"
-        )
+        raise UserError(f"{linear.prefix} has {len(sizes)} products, but vLLM calls its parts {', '.join(parts)}")
     return sizes
 
 

@@ -86,9 +86,7 @@ class VllmMixture:
             raise UserError(f"{self.checkpoint.folder}: vLLM's {type(model).__name__} {reason}")
         last.last = True
 
-    def _attach_linear(
-        self, name: str, linear: LinearBase, parts: list[Place], reads: bool
-    ) -> MixtureLinearMethod:
+    def _attach_linear(self, name: str, linear: LinearBase, parts: list[Place], reads: bool) -> MixtureLinearMethod:
         base = linear.quant_method
         if not isinstance(base, UnquantizedLinearMethod):
             raise UserError(f"{name} is quantised ({type(base).__name__}); experts need plain linear layers")
