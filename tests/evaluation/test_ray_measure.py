@@ -16,7 +16,7 @@ DOMAINS = ["math", "coding"]
 def test_a_ray_task_measures_and_streams(config, run_dir):
     domains = [Domain(name, "", (), "", "free", (Seed("a", "", "b"),)) for name in DOMAINS]
     events = []
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         base = resolve(config.base_model)
         measure(config, domains, base, run_dir, lambda kind, **fields: events.append((kind, fields)))
