@@ -15,7 +15,11 @@ UPLOADED_WORKING_DIR = "_ray_pkg_"
 
 @contextmanager
 def ray_session(verbose: bool = False) -> Iterator[None]:
-    """Connect to the cluster of this job (or RAY_ADDRESS), else start one on this machine."""
+    """Connect to the cluster that RAY_ADDRESS names (a submitted job's does), else start one here.
+
+    Without it Ray would also try whatever cluster was last started on this machine, for minutes where
+    that one is gone.
+    """
     import ray
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -27,10 +31,14 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(log_to_driver=verbose, logging_level="INFO" if verbose else "ERROR")
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            log_to_driver=verbose,
+            logging_level="INFO" if verbose else "ERROR",
+        )
     except ConnectionError as error:
         raise UserError(
-            f"no Ray cluster at {os.environ.get('RAY_ADDRESS', 'the default address')}: {error}\n"
+            f"RAY_ADDRESS: no Ray cluster at {os.environ.get('RAY_ADDRESS')}: {error}\n"
             "  start one (ray start --head), or unset RAY_ADDRESS to run on this machine alone"
         ) from None
     # Ray installs a handler of its own, which would end the run without a word.
