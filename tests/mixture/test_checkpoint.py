@@ -1,0 +1,164 @@
+"""What is written is read back the same, by us and by stock libraries; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from selfmoe_ray.base_model import BaseModel, resolve
+from selfmoe_ray.config import RouterShape
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.checkpoint import (
+    assemble_mixse,
+    from_adapters,
+    load_mixse,
+    save_expert,
+    save_mixse,
+    save_router,
+)
+from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.mixture.model import MixtureModel
+
+Make = Callable[..., MixtureModel]
+
+
+@pytest.fixture
+def base(tiny_model_dir: Callable[..., Path]) -> BaseModel:
+    return resolve(str(tiny_model_dir("llama")))
+
+
+@pytest.fixture
+def model(make_mixture: Make, base: BaseModel) -> MixtureModel:
+    made = make_mixture("llama", num_experts_per_tok=2)
+    made.spec = made.spec.model_copy(update={"base_model": base.value, "base_hash": base.content_hash})
+    return made
+
+
+@torch.no_grad()
+def logits(model: MixtureModel, tokens: torch.Tensor, gate: Gate | None = None) -> torch.Tensor:
+    return model(input_ids=tokens, gate=gate).logits
+
+
+def test_a_mixse_directory_round_trips_exactly(
+    model: MixtureModel, base: BaseModel, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    save_mixse(model, tmp_path / "mixse", base)
+    again = load_mixse(tmp_path / "mixse")
+    assert again.spec == model.spec
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+    config = AutoConfig.from_pretrained(tmp_path / "mixse")
+    assert config.model_type == "llama" and config.architectures == ["MixseLlamaForCausalLM"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "mixse")("a b").input_ids
+
+
+def test_assembling_files_gives_the_same_mixture(
+    model: MixtureModel, base: BaseModel, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    save_mixse(model, tmp_path / "saved", base)
+    experts = {}
+    for index, name in enumerate(model.spec.experts):
+        save_expert(model, index, tmp_path / name)
+        (tmp_path / name / "metrics.jsonl").write_text("{}\n")
+        experts[name] = tmp_path / name
+    save_router(model, tmp_path / "router")
+    assemble_mixse(model.spec, experts, tmp_path / "router", tmp_path / "assembled", base)
+
+    def files(folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    # PEFT writes a README.md beside an adapter.
+    saved = {name for name in files(tmp_path / "saved") if not name.endswith("README.md")}
+    assert files(tmp_path / "assembled") == saved
+    assert torch.equal(logits(load_mixse(tmp_path / "assembled"), tokens), logits(model, tokens))
+
+
+def test_existing_adapters_of_different_shapes_make_a_mixture(
+    load_base: Callable[..., Any], tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    shapes: dict[str, dict[str, Any]] = {
+        "law": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
+        "tax": {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+    }
+    for name, shape in shapes.items():
+        config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **shape)
+        get_peft_model(load_base(), config).save_pretrained(str(tmp_path / name))
+    model = from_adapters(load_base(), {name: tmp_path / name for name in shapes}, RouterShape())
+    assert model.spec.ranks == (4, 2)
+    for index, name in enumerate(shapes):
+        with torch.no_grad():
+            expected = PeftModel.from_pretrained(load_base(), tmp_path / name)(input_ids=tokens).logits
+        assert torch.allclose(logits(model, tokens, Gate.expert(index)), expected, atol=1e-4), name
+    save_expert(model, 1, tmp_path / "again")
+    again = load_file(tmp_path / "again/adapter_model.safetensors")
+    assert {value.shape[0] for name, value in again.items() if "lora_A" in name} == {2}
+
+
+@pytest.mark.parametrize(("field", "value"), [("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})])
+def test_adapters_that_are_more_than_lora_are_refused(
+    field: str, value: Any, model: MixtureModel, load_base: Callable[..., Any], tmp_path: Path
+) -> None:
+    save_expert(model, 0, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(UserError, match=f"adapter_config.json: {field} = .* cannot be part of a mixture"):
+        from_adapters(load_base(), {"a": tmp_path}, RouterShape())
+
+
+def _damage_base(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["mixse"]["base_hash"] = "0" * 16
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _damage_section(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["mixse"]["experts"] = []
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _damage_shape(folder: Path) -> None:
+    path = folder / "router.safetensors"
+    save_file({name: value[:, :-1].contiguous() for name, value in load_file(path).items()}, path)
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "experts/math/adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json; give the `mixse` directory"),
+    "bad section": (_damage_section, "no valid `mixse` section"),
+    "other base": (_damage_base, "has content hash .* but this adapter or mixture was made for"),
+    "no router": (lambda folder: (folder / "router.safetensors").unlink(), "router.safetensors: missing"),
+    "no expert": (lambda folder: (folder / "experts/math/adapter_model.safetensors").unlink(), "math.*missing"),
+    "router shape": (_damage_shape, r"theta.0.weight has shape \[3, 63\], this mixture needs \[3, 64\]"),
+    "damaged file": (_truncate, "math/adapter_model.safetensors: damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named(damage: str, model: MixtureModel, base: BaseModel, tmp_path: Path) -> None:
+    save_mixse(model, tmp_path, base)
+    change, message = DAMAGES[damage]
+    change(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_mixse(tmp_path)
+
+
+def test_an_adapter_of_another_base_is_refused(model: MixtureModel, base: BaseModel, tmp_path: Path) -> None:
+    save_mixse(model, tmp_path, base)
+    path = tmp_path / "experts/math/adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"base_model": "other", "base_hash": "f" * 16})
+    with pytest.raises(UserError, match="made for base model 'other'"):
+        load_mixse(tmp_path)
