@@ -78,7 +78,8 @@ def make_xlora(mixture: MixtureModel, path: str, dtype: str, device: str, folder
     adapters = {}
     for index, name in enumerate(EXPERTS):
         save_expert(mixture, index, folder / name)
-        adapters[name] = str(folder / name)
+        # PEFT numbers the adapters that it loads, whatever their names here.
+        adapters[str(index)] = str(folder / name)
     base = load_model(path, dtype, device)
     base.config.use_cache = False
     config = XLoraConfig(task_type="CAUSAL_LM", hidden_size=base.config.hidden_size, adapters=adapters, top_k_lora=1)
