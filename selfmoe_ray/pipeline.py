@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 
 from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import RunConfig
@@ -204,10 +205,25 @@ def run(config: RunConfig, redo: str | None = None, last: str | None = None, ver
         if todo:
             run_dir.write_start(config.model_dump(mode="json"), provenance())
             with ray_session(verbose):
+                _check_devices(todo, context)
                 run_stages(todo, context)
     if last in (None, STAGES[-1].name):
         print(closing(run_dir))
     return run_dir.storage.path()
+
+
+def _check_devices(todo: Sequence[Stage], context: Context) -> None:
+    """Refuse what the cluster cannot hold while nothing has been computed for it yet."""
+    import ray
+
+    from selfmoe_ray.generation.engines import plan_engines
+    from selfmoe_ray.training.ray_train import plan_experts
+
+    names = {stage.name for stage in todo}
+    if "generate" in names:
+        plan_engines(context.config.resources.generation, context.names, ray.cluster_resources())
+    if "experts" in names:
+        plan_experts(context.config, len(context.names))
 
 
 def describe(config: RunConfig, redo: str | None = None) -> str:

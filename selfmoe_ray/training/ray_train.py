@@ -62,14 +62,8 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
     ]
     if not todo:
         return
-    resources, cluster = config.resources.training, read_cluster()
-    plans = plan_trainers(
-        len(todo),
-        resources.experts_per_trainer,
-        resources.workers_per_trainer,
-        count_devices(resources, cluster),
-    )
-    shape = worker_shape(resources, plans, cluster)
+    resources = config.resources.training
+    plans, shape = plan_experts(config, len(todo))
     rows = _tokenize(config, todo, base, run_dir, emit, "experts")
     phases = []
     for plan in plans:
@@ -83,6 +77,18 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
         counts = _counts(rows[name], config.training.experts.epochs)
         run_dir.write_manifest(run_dir.expert(name), *expert_manifest(config, name, base, run_dir), counts, seconds)
     _forget(phases)
+
+
+def plan_experts(config: RunConfig, experts: int) -> tuple[list[TrainerPlan], WorkerShape]:
+    """How many trainers and workers train so many experts on this cluster, and what each worker has.
+
+    Needs a running Ray. Raises UserError where the cluster cannot hold one trainer.
+    """
+    resources, cluster = config.resources.training, read_cluster()
+    plans = plan_trainers(
+        experts, resources.experts_per_trainer, resources.workers_per_trainer, count_devices(resources, cluster)
+    )
+    return plans, worker_shape(resources, plans, cluster)
 
 
 def train_router(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:

@@ -109,6 +109,16 @@ def test_a_relative_root_is_refused_in_a_submitted_job(head: dict[str, str], tmp
 
 
 @pytest.mark.slow
+def test_impossible_resources_are_refused_before_any_work(head: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    asked = ("--set", f"root={tmp_path}/runs", "--set", "resources.training.workers_per_trainer=64")
+    done = submit(head, "--config", str(tmp_path / "config.yaml"), *asked)
+    assert done.returncode != 0
+    assert "a trainer asks for 64 worker(s)" in done.stdout + done.stderr
+    assert not (tmp_path / "runs/submitted/data").exists()
+
+
+@pytest.mark.slow
 def test_the_pipeline_runs_as_a_submitted_job_and_the_second_time_finds_all_done(
     head: dict[str, str], tmp_path: Path
 ) -> None:
