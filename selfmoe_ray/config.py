@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +17,6 @@ class Section(BaseModel):
     """A part of the config; frozen, and no key passes unread."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def digest(self) -> str:
-        """A short hash of the section's values."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class BrainstormConfig(Section):
