@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -17,6 +17,9 @@ class Section(BaseModel):
     """A part of the config; frozen, and no key passes unread."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class BrainstormConfig(Section):
@@ -198,11 +201,16 @@ def load_config(path: str, overrides: list[str] = ()) -> RunConfig:  # type: ign
 
 
 def parse_config(values: dict[str, Any], origin: str = "config") -> RunConfig:
+    """Validate a run's settings; see `parse`."""
+    return parse(RunConfig, values, origin)
+
+
+def parse(section: type[S], values: dict[str, Any], origin: str) -> S:
     """Validate a mapping; every problem is one line of the UserError."""
     try:
-        return RunConfig.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {_explain(problem)}" for problem in error.errors()]
+        lines = [f"  {_explain(section, problem)}" for problem in error.errors()]
         raise UserError("\n".join([f"{origin}: {len(lines)} setting(s) to mend", *lines])) from None
 
 
@@ -223,18 +231,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: {text!r} is not valid YAML") from None
 
 
-def _explain(problem: Any) -> str:
+def _explain(section: type[Section], problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']} (found {problem['input']!r})"
-    known = _known_keys(problem["loc"][:-1])
+    known = _known_keys(section, problem["loc"][:-1])
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return f"{where}: unknown setting; {hint}"
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    section: Any = RunConfig
+def _known_keys(section: Any, location: tuple[Any, ...]) -> list[str]:
     for name in location:
         section = section.model_fields[name].annotation
     return sorted(section.model_fields)
