@@ -1,0 +1,1 @@
+"""The OpenAI API of one mixture as an ASGI application; knows vLLM, not Ray."""
