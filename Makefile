@@ -12,10 +12,15 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 # Every Ray worker and vLLM process imports thousands of modules: keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo setup test test-serving lint lock
+.PHONY: demo serve setup test test-serving lint lock
 
 demo: $(STAMP)
 	.venv/bin/python jobs/pipeline.py --config jobs/configs/demo.yaml
+
+# The newest finished run behind the OpenAI API, until Ctrl-C; makes the demo's where there is none.
+serve: $(STAMP)
+	@ls runs/*/mixse/manifest.json >/dev/null 2>&1 || $(MAKE) demo
+	@.venv/bin/python jobs/serve.py
 
 setup: $(STAMP)
 

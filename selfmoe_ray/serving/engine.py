@@ -14,6 +14,7 @@ from typing import Any
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.serving import orphans
 from selfmoe_ray.serving.chat_template import alpaca_template
 from selfmoe_ray.serving.config import ServeArgs
 from selfmoe_ray.serving.http.names import ModelNames
@@ -41,6 +42,7 @@ async def running_engine(args: ServeArgs) -> AsyncIterator[Engine]:
     """An engine that ends with the block. Raises UserError where the mixture cannot be served."""
     # Forking a process that has threads, as every server has, can lock up the child.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    orphans.claim()
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
     with local_checkpoint(args.mixse_dir) as folder:

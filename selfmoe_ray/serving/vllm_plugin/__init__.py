@@ -19,8 +19,10 @@ def register() -> None:
     """Teach vLLM the Mixse architectures; may be called any number of times."""
     from vllm import ModelRegistry
 
+    from selfmoe_ray.serving import orphans
     from selfmoe_ray.serving.vllm_plugin import compatibility, config, requests
 
+    orphans.follow()
     bases = [name for name in ModelRegistry.get_supported_archs() if not name.startswith(ARCHITECTURE_PREFIX)]
     for base in bases:
         name = f"{ARCHITECTURE_PREFIX}{base}"

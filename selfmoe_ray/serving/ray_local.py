@@ -1,0 +1,140 @@
+"""`make serve`: the newest finished run behind the OpenAI API on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.ray_session import ray_session
+from selfmoe_ray.serving.config import ServeArgs, parse_serve_args
+from selfmoe_ray.serving.engine import read_spec
+
+REASON_LINES = 12
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit status: 0 stopped by Ctrl-C or SIGTERM, 2 a mistake to mend (one message, no traceback)."""
+    arguments = _parser().parse_args(argv)
+    status = 0
+    try:
+        serve_run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of Ray's must not hold up an exit that has nothing left to do.
+    os._exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Serve a finished run on this machine. Ctrl-C stops.")
+    parser.add_argument(
+        "--run", metavar="DIR", help="a run's folder; the newest finished one below --root if not given"
+    )
+    parser.add_argument("--root", default="runs", help="where runs are (%(default)s)")
+    parser.add_argument("--config", default="serve_configs/mixse_local.yaml", help="Serve config (%(default)s)")
+    parser.add_argument("--port", type=int, help="instead of the config's")
+    parser.add_argument("--verbose", action="store_true", help="show the replicas' output too")
+    return parser
+
+
+def serve_run(arguments: argparse.Namespace) -> None:
+    """Serve until Ctrl-C or SIGTERM. Raises UserError where the run, the config or the port is wrong."""
+    config = read_config(arguments.config)
+    run = Path(arguments.run) if arguments.run else newest_run(Path(arguments.root))
+    values = {**config["applications"][0]["args"], "mixse_dir": str((run / "mixse").absolute())}
+    args = parse_serve_args({**values, "name": run.absolute().name}, arguments.config)
+    read_spec(Path(args.mixse_dir))
+    http = config["http_options"] | ({"port": arguments.port} if arguments.port else {})
+    check_port(http["host"], http["port"])
+    print(f"Serving {args.mixse_dir}; the engine takes about a minute to start ...", flush=True)
+    with ray_session(arguments.verbose):
+        from ray import serve
+
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            _deploy(config, args, http)
+            print(welcome(args, f"http://{http['host']}:{http['port']}"), flush=True)
+            while True:
+                signal.pause()
+        except KeyboardInterrupt:
+            print("\nStopping ...", flush=True)
+        finally:
+            serve.shutdown()
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """A Serve config file. Raises UserError where it cannot be read or is none."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+        config["applications"][0]["args"], config["http_options"]["host"], config["http_options"]["port"]
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path!r}: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError, IndexError):
+        raise UserError(f"{path}: no Serve config with http_options and applications; see serve_configs/") from None
+    return config
+
+
+def newest_run(root: Path) -> Path:
+    """The run whose mixture was finished last. Raises UserError where there is none."""
+    finished = sorted(root.glob("*/mixse/manifest.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise UserError(f"no finished run below {root.absolute()}; `make demo` makes one, --run names another")
+    return finished[-1].parents[1]
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError where something listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} on {host} cannot be used ({error.strerror}); choose another: --port"
+            ) from None
+
+
+def welcome(args: ServeArgs, address: str) -> str:
+    """What to do now."""
+    key = ' -H "Authorization: Bearer $KEY"' if args.api_key_env or args.api_key_file else ""
+    question = json.dumps({"model": args.name, "messages": [{"role": "user", "content": "Name three primes."}]})
+    return (
+        f"\nReady. Ask it something:\n\n  curl {address}/v1/chat/completions{key} "
+        f"-H 'Content-Type: application/json' -d '{question}'\n\n"
+        f"Playground: {address}/\nModels:     {address}/v1/models\nCtrl-C stops."
+    )
+
+
+def _deploy(config: dict[str, Any], args: ServeArgs, http: dict[str, Any]) -> None:
+    from ray import serve
+
+    from selfmoe_ray.serving.ray_serve import DEPLOYMENT, application
+
+    described = config["applications"][0]
+    entries = {entry["name"]: entry for entry in described.get("deployments", [])}
+    options = entries.get(DEPLOYMENT["name"], {})
+    serve.start(config["proxy_location"], http, controller_options=config.get("controller_options"))
+    try:
+        app = application(args, **options)
+        serve.run(app, name=described["name"], route_prefix=described["route_prefix"])
+    except RuntimeError as error:
+        # Serve gives the replica's traceback as text; its end says what is wrong.
+        reason = "\n".join(f"  {line}" for line in str(error).strip().splitlines()[-REASON_LINES:])
+        raise UserError(
+            f"the engine did not start; --verbose shows all of its output. The end of it:\n{reason}"
+        ) from None
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
