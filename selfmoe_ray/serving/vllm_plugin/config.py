@@ -8,6 +8,8 @@ from typing import Any
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.serving.vllm_plugin import ARCHITECTURE_PREFIX, compatibility
 
+WORKER_EXTENSION = "selfmoe_ray.serving.vllm_plugin.trace.MixseWorker"
+
 
 def register(bases: list[str]) -> None:
     """Give each Mixse architecture its base's config hook, with `verify` before it."""
@@ -47,6 +49,7 @@ def verify(vllm_config: Any) -> None:
     text = model.hf_text_config
     checkpoint = MixseCheckpoint(Path(model.model), spec, Path(base.path))
     checkpoint.check(text.num_hidden_layers, text.hidden_size)
+    vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
 
 
 def _unsupported(vllm_config: Any) -> str | None:
@@ -61,6 +64,9 @@ def _unsupported(vllm_config: Any) -> str | None:
         ),
         "enable_lora: a mixture's experts are LoRA adapters already": vllm_config.lora_config is not None,
         "quantization: experts attach to plain linear layers": model.quantization is not None,
+        "worker_extension_cls: a mixture's own extension takes its place": (
+            parallel.worker_extension_cls not in ("", WORKER_EXTENSION)
+        ),
         "a multimodal model: experts attach to text decoders": model.is_multimodal_model,
     }
     found = [reason for reason, holds in reasons.items() if holds]

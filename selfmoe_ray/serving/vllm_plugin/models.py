@@ -19,6 +19,7 @@ from selfmoe_ray.serving.vllm_plugin.checkpoint import MixseCheckpoint, Place, r
 from selfmoe_ray.serving.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
 from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
 from selfmoe_ray.serving.vllm_plugin.routing import Routing
+from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
 
 def __getattr__(name: str) -> Any:
@@ -39,7 +40,7 @@ def _mixse_class(name: str, base: type[nn.Module]) -> type[nn.Module]:
             model_config = vllm_config.model_config
             checkpoint = read_checkpoint(model_config.hf_config, model_config.model)
             self.secondary_weights = [DefaultModelLoader.Source(str(checkpoint.base), None)]
-            self.mixture = VllmMixture(self, checkpoint, vllm_config.scheduler_config.max_num_batched_tokens)
+            self.mixture = VllmMixture(self, checkpoint, vllm_config)
             requests.install_in_worker(vllm_config)
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -58,11 +59,14 @@ def _mixse_class(name: str, base: type[nn.Module]) -> type[nn.Module]:
 class VllmMixture:
     """The experts and the router of a vLLM model, attached to its linear layers in place."""
 
-    def __init__(self, model: Any, checkpoint: MixseCheckpoint, max_tokens: int):
+    def __init__(self, model: Any, checkpoint: MixseCheckpoint, vllm_config: Any):
+        max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
         self.checkpoint = checkpoint
         self.spec = checkpoint.spec
         self.gates = TokenGates(self.spec, max_tokens)
-        self.routing = Routing(self.spec.router, len(self.spec.experts), self.gates)
+        self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts))
+        self.routing = Routing(self.spec.router, len(self.spec.experts), self.gates, self.trace)
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
         self.thetas: dict[int, Tensor] = {}
         self._attach(model)

@@ -9,7 +9,9 @@ import numpy as np
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.serving.vllm_plugin import traced
 from selfmoe_ray.serving.vllm_plugin.gates import RowGate, parse_gate
+from selfmoe_ray.serving.vllm_plugin.trace import requested_level
 
 GATE_KEY = "mixse_gate"
 
@@ -26,8 +28,10 @@ def requested_gate(sampling_params: Any, spec: MixtureSpec) -> RowGate | None:
 def install() -> None:
     """In every process that takes requests: check the gate and salt the request's prefix cache with it."""
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor
 
     _wrap(InputProcessor, "process_inputs", _salt)
+    _wrap(OutputProcessor, "add_request", traced.remember)
 
 
 def install_in_worker(vllm_config: Any) -> None:
@@ -65,6 +69,7 @@ def _salt(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         gate = requested_gate(request.sampling_params, MixtureSpec.model_validate(section))
     except UserError as error:
         raise VLLMValidationError(str(error), parameter=GATE_KEY) from None
+    traced.prepare(request.sampling_params)
     if gate is not None:
         request.cache_salt = f"{request.cache_salt or ''}|{gate}"
     return request
@@ -76,4 +81,7 @@ def _write_gates(prepare_inputs: Any, self: Any, scheduler_output: Any, tokens: 
     if mixture is not None:
         params = [self.requests[name].sampling_params for name in self.input_batch.req_ids]
         mixture.gates.write([requested_gate(each, mixture.spec) for each in params], tokens)
+        levels = [requested_level(each) for each in params]
+        positions = self.input_batch.num_computed_tokens_cpu[: len(levels)]
+        mixture.trace.begin_step(self.input_batch.req_ids, levels, positions, tokens)
     return prepared

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from selfmoe_ray.config import RouterShape
 from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
+from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
 
 class Routing:
@@ -16,9 +17,10 @@ class Routing:
     has no inputs or outputs beyond the model's own.
     """
 
-    def __init__(self, shape: RouterShape, num_experts: int, rows: TokenGates):
+    def __init__(self, shape: RouterShape, num_experts: int, rows: TokenGates, trace: GateTrace):
         self.shape = shape
         self.rows = rows
+        self.trace = trace
         self.lower = torch.ones(num_experts, num_experts, dtype=torch.bool).tril(-1)
         self.summed: Tensor | None = None
         self.gates: Tensor | None = None
@@ -35,6 +37,7 @@ class Routing:
         probabilities = torch.softmax(summed * (self.shape.tau / depth), dim=-1)
         k, weights = self.rows.read(hidden.shape[0])
         gates = torch.where(ranks(probabilities, self.lower) < k, probabilities, weights)
+        self.trace.record(layer, gates)
         self.summed = summed
         self.gates = gates.to(hidden.dtype)
 
