@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.serving import orphans
 from selfmoe_ray.serving.chat_template import alpaca_template
@@ -45,6 +44,8 @@ async def running_engine(args: ServeArgs) -> AsyncIterator[Engine]:
     orphans.claim()
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
+    from selfmoe_ray.mixture.checkpoint import read_spec
+
     with local_checkpoint(args.mixse_dir) as folder:
         spec = read_spec(folder)
         names = ModelNames(args.name, spec.experts)
@@ -59,19 +60,6 @@ def local_checkpoint(mixse_dir: str) -> Iterator[Path]:
     parent, _, name = mixse_dir.rstrip("/").rpartition("/")
     with Storage(parent or ".").local_folder_to_read(name) as folder:
         yield folder
-
-
-def read_spec(folder: Path) -> MixtureSpec:
-    """The mixture's spec. Raises UserError where the folder is no `mixse` checkpoint."""
-    import json
-
-    try:
-        section = json.loads((folder / "config.json").read_text())["mixse"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(
-            f"mixse_dir: {folder} is no MiXSE checkpoint; give the `mixse` folder of a finished run"
-        ) from None
-    return MixtureSpec.model_validate(section)
 
 
 def make_vllm_args(args: ServeArgs, folder: Path, names: ModelNames) -> Namespace:

@@ -14,7 +14,6 @@ from typing import Any
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.ray_session import ray_session
 from selfmoe_ray.serving.config import ServeArgs, parse_serve_args
-from selfmoe_ray.serving.engine import read_spec
 
 REASON_LINES = 12
 
@@ -48,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def serve_run(arguments: argparse.Namespace) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises UserError where the run, the config or the port is wrong."""
+    from selfmoe_ray.mixture.checkpoint import read_spec
+
     config = read_config(arguments.config)
     run = Path(arguments.run) if arguments.run else newest_run(Path(arguments.root))
     values = {**config["applications"][0]["args"], "mixse_dir": str((run / "mixse").absolute())}
@@ -59,7 +60,9 @@ def serve_run(arguments: argparse.Namespace) -> None:
     with ray_session(arguments.verbose):
         from ray import serve
 
-        signal.signal(signal.SIGTERM, _interrupt)
+        # Both: a shell starts what it puts into the background with SIGINT ignored.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, _interrupt)
         try:
             _deploy(config, args, http)
             print(welcome(args, f"http://{http['host']}:{http['port']}"), flush=True)
@@ -68,7 +71,7 @@ def serve_run(arguments: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             print("\nStopping ...", flush=True)
         finally:
-            serve.shutdown()
+            serve.delete(config["applications"][0]["name"])
 
 
 def read_config(path: str) -> dict[str, Any]:

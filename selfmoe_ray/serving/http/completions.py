@@ -13,8 +13,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from selfmoe_ray.serving.config import Limits
+from selfmoe_ray.serving.http.errors import UNAVAILABLE, Refused
 from selfmoe_ray.serving.http.limits import check_request
 from selfmoe_ray.serving.http.names import ModelNames
 from selfmoe_ray.serving.http.records import RoutingRecords
@@ -46,7 +48,10 @@ def completion_routes(names: ModelNames, limits: Limits, records: RoutingRecords
         names.choose_gate(request)
         _answering_model.set(request.model)
         wants_routing = bool((request.vllm_xargs or {}).get("mixse_routing"))
-        result = await create(request, raw_request)
+        try:
+            result = await create(request, raw_request)
+        except EngineDeadError:
+            raise Refused(503, UNAVAILABLE) from None
         if isinstance(result, ErrorResponse):
             return JSONResponse(result.model_dump(), result.error.code)
         if request.stream:
