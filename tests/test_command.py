@@ -91,3 +91,20 @@ def test_finished_stages_need_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_full_disk_is_one_screen_and_keeps_what_is_written(tmp_path: Path) -> None:
+    """A file system of 16 kB in a mount namespace of the test's own."""
+    mount = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    on_small_disk = f"mount -t tmpfs -o size=16k none {disk} && "
+    if subprocess.run([*mount, on_small_disk + "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let a user mount a file system of their own")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"base_model: embedded\nroot: {disk}\nrun_name: full\n")
+    command = f"{sys.executable} {ROOT}/jobs/pipeline.py --config {config}; status=$?; ls {disk}/full >&2; exit $status"
+    done = subprocess.run([*mount, on_small_disk + command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert "No space left on device" in done.stderr and "Make room or choose another `root`" in done.stderr
+    assert "Traceback" not in done.stderr and "run.yaml" in done.stderr

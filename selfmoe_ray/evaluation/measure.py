@@ -20,6 +20,7 @@ from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.training.phase import FITTED
 
 SECONDS_BETWEEN_EVENTS = 5.0
+POOLED = "all"
 
 
 @dataclass(frozen=True)
@@ -96,24 +97,31 @@ def score_fitted_router(model: MixtureModel, batches: Sequence[Batch], folder: P
 def summarise(samples: Sequence[Sample], domains: list[str]) -> dict[str, Any]:
     """The system x domain table of each row set, with MiXSE minus each other system, paired by row.
 
+    Where there are several row sets, "all" pools their rows and comes first.
     A domain's NLL is the mean over its rows of the row's mean over response tokens; the mean over
     domains counts each domain the same. Its standard error is of the paired difference.
     """
-    row_sets: dict[str, Any] = {}
-    for row_set in dict.fromkeys(sample.row_set for sample in samples):
-        table: dict[str, dict[str, dict[str, float]]] = {}
-        tokens: dict[str, dict[str, int]] = {}
-        for sample in samples:
-            if sample.row_set == row_set:
-                table.setdefault(sample.system, {}).setdefault(sample.domain, {})[sample.row] = sample.nll
-                tokens.setdefault(sample.domain, {})[sample.row] = sample.tokens
-        present = [domain for domain in domains if domain in tokens]
-        row_sets[row_set] = {
-            "rows": {domain: len(tokens[domain]) for domain in present},
-            "tokens": {domain: sum(tokens[domain].values()) for domain in present},
-            "systems": {system: _system_summary(rows, table.get(MIXSE, {}), present) for system, rows in table.items()},
-        }
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.row_set, []).append(sample)
+    if len(groups) > 1:
+        groups = {POOLED: list(samples), **groups}
+    row_sets = {row_set: _row_set_summary(group, domains) for row_set, group in groups.items()}
     return {"unit": "nats per response token", "domains": domains, "row_sets": row_sets}
+
+
+def _row_set_summary(samples: Sequence[Sample], domains: list[str]) -> dict[str, Any]:
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    tokens: dict[str, dict[str, int]] = {}
+    for sample in samples:
+        table.setdefault(sample.system, {}).setdefault(sample.domain, {})[sample.row] = sample.nll
+        tokens.setdefault(sample.domain, {})[sample.row] = sample.tokens
+    present = [domain for domain in domains if domain in tokens]
+    return {
+        "rows": {domain: len(tokens[domain]) for domain in present},
+        "tokens": {domain: sum(tokens[domain].values()) for domain in present},
+        "systems": {system: _system_summary(rows, table.get(MIXSE, {}), present) for system, rows in table.items()},
+    }
 
 
 def _system_summary(

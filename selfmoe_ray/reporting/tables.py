@@ -157,6 +157,7 @@ def nll(facts: RunFacts, row_set: str) -> Table:
 
 
 ROW_SETS = {
+    "all": "all rows that no stage trained on",
     "held_out": "generated examples that were held out",
     "seeds": "human-written seeds that the method did not see",
 }

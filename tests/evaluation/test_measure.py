@@ -78,3 +78,16 @@ def test_the_summary_weighs_domains_the_same_and_pairs_rows():
 def test_a_run_without_the_router_has_no_differences():
     table = summarise([Sample("seeds", "math", "m0", "base", 3, 1.0)], DOMAINS)["row_sets"]["seeds"]
     assert table["systems"]["base"]["mixse_minus_mean"] is None
+
+
+def test_several_row_sets_are_also_pooled():
+    nll = {"mixse": [1.0, 2.0, 6.0], "base": [2.0, 2.0, 5.0]}
+    samples = [
+        Sample(row_set, "math", row, system, 10, values[index])
+        for system, values in nll.items()
+        for index, (row_set, row) in enumerate([("held_out", "m0"), ("held_out", "m1"), ("seeds", "s0")])
+    ]
+    tables = summarise(samples, DOMAINS)["row_sets"]
+    assert list(tables) == ["all", "held_out", "seeds"]
+    assert tables["all"]["rows"] == {"math": 3} and tables["all"]["systems"]["mixse"]["mean_nll"] == 3.0
+    assert tables["held_out"]["systems"]["mixse"]["mean_nll"] == 1.5
