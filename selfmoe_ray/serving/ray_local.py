@@ -20,7 +20,7 @@ REASON_LINES = 12
 
 def main(argv: list[str] | None = None) -> None:
     """Exit status: 0 stopped by Ctrl-C or SIGTERM, 2 a mistake to mend (one message, no traceback)."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     status = 0
     try:
         serve_run(arguments)
@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     os._exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Serve a finished run on this machine. Ctrl-C stops.")
     parser.add_argument(
         "--run", metavar="DIR", help="a run's folder; the newest finished one below --root if not given"
@@ -129,7 +130,8 @@ def _deploy(config: dict[str, Any], args: ServeArgs, http: dict[str, Any]) -> No
     options = entries.get(DEPLOYMENT["name"], {})
     serve.start(config["proxy_location"], http, controller_options=config.get("controller_options"))
     try:
-        app = application(args, **options)
+        # Here the cause is to be mended, not to be waited for.
+        app = application(args, **{"max_constructor_retry_count": 1, **options})
         serve.run(app, name=described["name"], route_prefix=described["route_prefix"])
     except RuntimeError as error:
         # Serve gives the replica's traceback as text; its end says what is wrong.
