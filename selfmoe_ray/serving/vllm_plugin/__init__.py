@@ -20,6 +20,7 @@ def register() -> None:
     from vllm import ModelRegistry
 
     from selfmoe_ray.serving import orphans
+    from selfmoe_ray.serving.shared_weights import loader
     from selfmoe_ray.serving.vllm_plugin import compatibility, config, requests
 
     orphans.follow()
@@ -31,3 +32,4 @@ def register() -> None:
     config.register(bases)
     if compatibility.problem() is None:
         requests.install()
+        loader.register()

@@ -1,0 +1,86 @@
+"""Engines over one mapped base answer as engines with weights of their own, and leave nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm import LLM, SamplingParams
+
+from selfmoe_ray.serving.shared_weights import LOAD_FORMAT
+
+pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
+GATES = ["router", "base", "math", "uniform"]
+
+
+@pytest.fixture(autouse=True)
+def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+@contextmanager
+def engine(folder: Path, **settings: Any) -> Iterator[Any]:
+    llm = LLM(str(folder), dtype="float32", max_model_len=128, enforce_eager=True, **settings)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def answers(llm: Any) -> list[tuple[tuple[int, ...], list[float]]]:
+    params = [
+        SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=1, extra_args={"mixse_gate": gate})
+        for gate in GATES
+    ]
+    prompts = [{"prompt_token_ids": [0, 5 + index, *range(20, 60)]} for index in range(len(GATES))]
+    outputs = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
+    return [
+        (
+            tuple(each.token_ids),
+            [step[token].logprob for step, token in zip(each.logprobs, each.token_ids, strict=True)],
+        )
+        for each in outputs
+    ]
+
+
+def mappings(path: Path) -> dict[int, set[str]]:
+    """By process, the access rights with which it maps a file."""
+    found: dict[int, set[str]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            lines = (process / "maps").read_text().splitlines()
+        except OSError:
+            continue
+        access = {line.split()[1] for line in lines if line.endswith(str(path))}
+        if access:
+            found[int(process.name)] = access
+    return found
+
+
+def test_two_mixtures_over_one_base_map_the_same_weights(mixse_dir: Callable[..., Path], tmp_path: Path) -> None:
+    top1, top2 = mixse_dir("gemma3", k=1), mixse_dir("gemma3", k=2)
+    with engine(top1) as llm:
+        unshared = answers(llm)
+    store = tmp_path / "store"
+    shared = {"load_format": LOAD_FORMAT, "model_loader_extra_config": {"path": str(store)}}
+    with engine(top1, **shared) as first:
+        (weights,) = store.glob("*/weights")
+        assert_same(answers(first), unshared)
+        with engine(top2, **shared) as second:
+            assert list(store.glob("*/weights")) == [weights]
+            assert sorted(mappings(weights).values()) == [{"r--s"}, {"r--s"}]
+            assert_same(answers(second)[1:], unshared[1:])
+            assert answers(second)[0] != unshared[0]
+        assert list(mappings(weights).values()) == [{"r--s"}]
+        assert_same(answers(first), unshared)
+    assert list(store.iterdir()) == []
+
+
+def assert_same(found: list[Any], wanted: list[Any]) -> None:
+    for (ids, logprobs), (wanted_ids, wanted_logprobs) in zip(found, wanted, strict=True):
+        assert ids == wanted_ids
+        assert logprobs == pytest.approx(wanted_logprobs, abs=1e-4)
