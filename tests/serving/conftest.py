@@ -20,11 +20,16 @@ from selfmoe_ray.mixture.spec import MixtureSpec
 def mixse_dir(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`mixse_dir("llama", k=1, router={...})`: a saved mixture of three experts of unequal rank."""
 
-    def make(family: str = "llama", k: int = 1, router: dict[str, Any] | None = None) -> Path:
+    def make(
+        family: str = "llama",
+        k: int = 1,
+        router: dict[str, Any] | None = None,
+        ranks: tuple[int, int, int] = (8, 4, 8),
+    ) -> Path:
         base = resolve(str(tiny_model_dir(family)))
         spec = MixtureSpec(
             experts=("knowledge", "math", "coding"),
-            ranks=(8, 4, 8),
+            ranks=ranks,
             alphas=(16.0, 16.0, 8.0),
             num_experts_per_tok=k,
             router=RouterShape.model_validate(router or {}),

@@ -12,6 +12,7 @@ from selfmoe_ray.mixture.gate import top_k
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.serving.vllm_plugin.gates import RowGate, TokenGates, parse_gate
 from selfmoe_ray.serving.vllm_plugin.routing import Routing, ranks
+from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
 SPEC = MixtureSpec(experts=("math", "coding"), ranks=(4, 4), alphas=(8.0, 8.0), router=RouterShape())
 
@@ -60,9 +61,9 @@ def test_of_equal_values_exactly_k_are_selected() -> None:
 
 
 def test_a_pass_leaves_nothing_behind() -> None:
-    routing = Routing(SPEC.router, 2, TokenGates(SPEC, max_tokens=8))
-    routing.read(0, torch.ones(3, 6), torch.ones(6, 2))
-    routing.read(1, torch.ones(3, 6), torch.ones(6, 2))
-    assert routing.gates is not None and routing.gates.shape == (3, 2)
+    routing = Routing(SPEC, TokenGates(SPEC, max_tokens=8), GateTrace(2, 8, 2))
+    routing.read(0, torch.ones(3, 6), torch.ones(2, 6))
+    routing.read(1, torch.ones(3, 6), torch.ones(2, 6))
+    assert routing.gates is not None and routing.gates.shape == (3, 2 * SPEC.rank)
     routing.end()
     assert routing.gates is None and routing.summed is None

@@ -20,30 +20,46 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.serving.vllm_plugin.routing import Routing
 
+# Up to this rank, one product with a block-diagonal B beats one product a part: small ones cost by
+# the call, large ones by their zeros. Measured at hidden size 576.
+BLOCK_DIAGONAL_RANK = 256
+
+
+class PackedLinear(nn.Module):
+    """A weight [out, in] that vLLM packs for the platform as it does the base's weights."""
+
+    def __init__(self, outputs: int, inputs: int, dtype: torch.dtype):
+        super().__init__()
+        self.quant_method = UnquantizedLinearMethod()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs, dtype=dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, in] -> [tokens, out]."""
+        return self.quant_method.apply(self, x)
+
 
 class StackedExperts(nn.Module):
     """A_cat and B_cat of a layer that computes `parts`, the checkpoint's linears, in one product.
 
-    weight [parts * n * r, in]: the experts' A, by part, expert and rank. up_<part> [out of the part,
-    n * r]: their B times alpha/r. Kept apart by part: a block-diagonal B would be mostly zeros.
-    `in` and `out` are this rank's share. Column-parallel layers split B's rows; row-parallel layers
-    split A's columns, and the layer's own all-reduce sums the partial products.
+    down [parts * n * r, in]: the experts' A, by part, expert and rank. up: their B times alpha/r, as
+    one block-diagonal [out, parts * n * r], or a [out of the part, n * r] for each part where that
+    would be mostly zeros. `in` and `out` are this rank's share. Column-parallel layers split B's rows;
+    row-parallel layers split A's columns, and the layer's own all-reduce sums the partial products.
     """
 
     def __init__(self, linear: LinearBase, parts: list[str], spec: MixtureSpec):
         super().__init__()
         self.parts = parts
         self.spec = spec
-        self.shape = (len(parts), len(spec.experts), spec.rank)
-        inner = len(spec.experts) * spec.rank
-        inputs = getattr(linear, "input_size_per_partition", linear.input_size)
+        self.inner = len(spec.experts) * spec.rank
         self.outputs = _part_outputs(linear, parts)
+        inputs = getattr(linear, "input_size_per_partition", linear.input_size)
+        stacked = len(parts) * self.inner
         dtype = linear.params_dtype
-        # vLLM's own method, so that the weight is packed for the platform as the base's weights are.
-        self.quant_method = UnquantizedLinearMethod()
-        self.weight = nn.Parameter(torch.zeros(len(parts) * inner, inputs, dtype=dtype), requires_grad=False)
-        for index, width in enumerate(self.outputs):
-            self.register_buffer(f"up_{index}", torch.zeros(width, inner, dtype=dtype), persistent=False)
+        self.down = PackedLinear(stacked, inputs, dtype)
+        self.block_diagonal = stacked <= BLOCK_DIAGONAL_RANK or len(parts) == 1
+        shapes = [(sum(self.outputs), stacked)] if self.block_diagonal else [(o, self.inner) for o in self.outputs]
+        self.up = nn.ModuleList(PackedLinear(*shape, dtype) for shape in shapes)
 
     def load(self, linear: LinearBase, expert: int, part: int, a: Tensor, b: Tensor) -> None:
         """Place one expert's A [r, in] and B [out, r] of a part, unsharded, into the stack.
@@ -51,9 +67,9 @@ class StackedExperts(nn.Module):
         Raises UserError where the shapes do not fit the layer.
         """
         rank = self.spec.ranks[expert]
-        up = getattr(self, f"up_{part}")
+        down = self.down.weight.data
         try:
-            local_a = _shard(linear, a.float(), (rank, self.weight.shape[1]), "input", None)
+            local_a = _shard(linear, a.float(), (rank, down.shape[1]), "input", None)
             shard = _shard_id(linear, self.parts, part)
             local_b = _shard(linear, b.float(), (sum(self.outputs), rank), "output", shard)
         except (AssertionError, RuntimeError) as error:
@@ -61,36 +77,47 @@ class StackedExperts(nn.Module):
                 f"expert {self.spec.experts[expert]}: {self.parts[part]} has A {list(a.shape)} and "
                 f"B {list(b.shape)}, which do not fit {linear.prefix} ({linear.input_size} inputs)"
             ) from error
+        row = part * self.inner + expert * self.spec.rank
+        down[row : row + rank].copy_(local_a)
         first = sum(self.outputs[:part])
-        local_b = local_b[first : first + self.outputs[part]]
-        row = (part * self.shape[1] + expert) * self.shape[2]
-        column = expert * self.shape[2]
-        self.weight.data[row : row + rank].copy_(local_a)
-        up[:, column : column + rank].copy_(local_b * self.spec.scalings[expert])
+        local_b = local_b[first : first + self.outputs[part]] * self.spec.scalings[expert]
+        if self.block_diagonal:
+            self.up[0].weight.data[first : first + len(local_b), row : row + rank].copy_(local_b)
+        else:
+            column = expert * self.spec.rank
+            self.up[part].weight.data[:, column : column + rank].copy_(local_b)
 
-    def add(self, y: Tensor, x: Tensor, gates: Tensor) -> Tensor:
-        """y [tokens, out] plus the gated low-rank product of x [tokens, in]; gates [tokens, n]."""
-        low = self.quant_method.apply(self, x)
-        low = low.view(-1, *self.shape) * gates[:, None, :, None]
-        low = low.view(-1, self.shape[0], self.shape[1] * self.shape[2])
-        start = 0
-        for part, width in enumerate(self.outputs):
-            y.narrow(1, start, width).addmm_(low[:, part], getattr(self, f"up_{part}").t())
-            start += width
-        return y
+    def gate(self, x: Tensor, gates: Tensor) -> Tensor:
+        """A_cat x times the gates: [tokens, in] and [tokens, n * r] -> [tokens, parts * n * r]."""
+        low = self.down(x)
+        if len(self.parts) == 1:
+            return low * gates
+        return (low.unflatten(1, (-1, self.inner)) * gates.unsqueeze(1)).flatten(1)
+
+    def expand(self, gated: Tensor) -> Tensor:
+        """B_cat times what `gate` gives: [tokens, out]."""
+        if self.block_diagonal:
+            return self.up[0](gated)
+        parts = gated.split(self.inner, dim=1)
+        return torch.cat([up(part.contiguous()) for up, part in zip(self.up, parts, strict=True)], dim=1)
 
 
 class MixtureLinearMethod(LinearMethodBase):
     """A layer's own method, plus its experts; module names stay, so the base's weights load as ever.
 
-    theta [hidden, n] float32 on the layer whose input the router reads.
+    theta [n, hidden] float32 on the layer whose input the router reads. With `merge`, a block-diagonal
+    B_cat becomes more columns of the layer's own weight, so that W x + B_cat low is one product of the
+    concatenated inputs; without, that weight stays as it was loaded, and can be shared with others.
     """
 
-    def __init__(self, base: LinearMethodBase, routing: Routing, layer: int, theta: Tensor | None = None):
+    def __init__(
+        self, base: LinearMethodBase, routing: Routing, layer: int, theta: Tensor | None = None, merge: bool = False
+    ):
         self.base = base
         self.routing = routing
         self.layer = layer
         self.theta = theta
+        self.merge = merge
         self.last = False
         self.supports_pre_processed_weights = base.supports_pre_processed_weights
 
@@ -99,16 +126,23 @@ class MixtureLinearMethod(LinearMethodBase):
         self.base.create_weights(layer, *args, **kwargs)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """As the base's; the experts are a module of their own and have theirs."""
+        """As the base's, after B_cat was merged."""
+        if self.merge:
+            merged = torch.cat([layer.weight.data, layer.mixse_experts.up[0].weight.data], dim=1)
+            layer.weight = nn.Parameter(merged, requires_grad=False)
+            del layer.mixse_experts.up
         self.base.process_weights_after_loading(layer)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[tokens, in] -> [tokens, out], as the layer's own method plus the experts."""
         if self.theta is not None:
             self.routing.read(self.layer, x, self.theta)
-        y = self.base.apply(layer, x, bias)
         assert self.routing.gates is not None
-        y = layer.mixse_experts.add(y, x, self.routing.gates)
+        gated = layer.mixse_experts.gate(x, self.routing.gates)
+        if self.merge:
+            y = self.base.apply(layer, torch.cat([x, gated], dim=1), bias)
+        else:
+            y = self.base.apply(layer, x, bias) + layer.mixse_experts.expand(gated)
         if self.last:
             self.routing.end()
         return y

@@ -21,6 +21,9 @@ from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
 from selfmoe_ray.serving.vllm_plugin.routing import Routing
 from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
+# The load formats that give each process weights of its own, which it may change.
+OWN_WEIGHTS = ("auto", "safetensors", "hf", "dummy")
+
 
 def __getattr__(name: str) -> Any:
     base = name.removeprefix(ARCHITECTURE_PREFIX)
@@ -66,7 +69,8 @@ class VllmMixture:
         self.spec = checkpoint.spec
         self.gates = TokenGates(self.spec, max_tokens)
         self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts))
-        self.routing = Routing(self.spec.router, len(self.spec.experts), self.gates, self.trace)
+        self.routing = Routing(self.spec, self.gates, self.trace)
+        self.owns_weights = vllm_config.load_config.load_format in OWN_WEIGHTS
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
         self.thetas: dict[int, Tensor] = {}
         self._attach(model)
@@ -96,13 +100,14 @@ class VllmMixture:
             raise UserError(f"{name} is quantised ({type(base).__name__}); experts need plain linear layers")
         theta = self._theta(parts[0].layer, linear.input_size) if reads else None
         linear.mixse_experts = StackedExperts(linear, [part.path for part in parts], self.spec)
-        linear.quant_method = MixtureLinearMethod(base, self.routing, parts[0].layer, theta)
+        merge = self.owns_weights and linear.mixse_experts.block_diagonal
+        linear.quant_method = MixtureLinearMethod(base, self.routing, parts[0].layer, theta, merge)
         self.linears |= {part: (name, linear, index) for index, part in enumerate(parts)}
         return linear.quant_method
 
     def _theta(self, layer: int, hidden: int) -> Tensor:
         shared = self.thetas.get(0) if self.spec.router.scope == "shared" else None
-        theta = torch.zeros(hidden, len(self.spec.experts), dtype=torch.float32) if shared is None else shared
+        theta = torch.zeros(len(self.spec.experts), hidden, dtype=torch.float32) if shared is None else shared
         self.thetas[layer] = theta
         return theta
 
@@ -114,8 +119,9 @@ class VllmMixture:
                 linear.mixse_experts.load(linear, expert, part, a, b)
         thetas = self.checkpoint.theta()
         for layer, theta in self.thetas.items():
-            theta.copy_(thetas[layer if self.spec.router.scope == "layer" else 0].t())
-        return {f"{name}.mixse_experts.weight" for name, _, _ in self.linears.values()}
+            theta.copy_(thetas[layer if self.spec.router.scope == "layer" else 0])
+        experts = {name: linear.mixse_experts for name, linear, _ in self.linears.values()}
+        return {f"{name}.mixse_experts.{own}" for name, each in experts.items() for own, _ in each.named_parameters()}
 
 
 def _parts(path: str, packed: dict[str, list[str]]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from selfmoe_ray.config import RouterShape
+from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
 from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
@@ -17,8 +18,10 @@ class Routing:
     has no inputs or outputs beyond the model's own.
     """
 
-    def __init__(self, shape: RouterShape, num_experts: int, rows: TokenGates, trace: GateTrace):
-        self.shape = shape
+    def __init__(self, spec: MixtureSpec, rows: TokenGates, trace: GateTrace):
+        num_experts = len(spec.experts)
+        self.shape = spec.router
+        self.rank = spec.rank
         self.rows = rows
         self.trace = trace
         self.lower = torch.ones(num_experts, num_experts, dtype=torch.bool).tril(-1)
@@ -26,20 +29,19 @@ class Routing:
         self.gates: Tensor | None = None
 
     def read(self, layer: int, hidden: Tensor, theta: Tensor) -> None:
-        """A layer's gates [tokens, n] from what its q_proj reads [tokens, hidden]; theta [hidden, n]."""
-        own = hidden.to(torch.float32)
+        """A layer's gates [tokens, n * r] from what its q_proj reads [tokens, hidden]; theta [n, hidden]."""
+        summed = F.linear(hidden.to(torch.float32), theta)
         if layer and self.shape.accumulate:
             assert self.summed is not None
-            summed = torch.addmm(self.summed, own, theta)
-        else:
-            summed = torch.mm(own, theta)
+            summed = summed + self.summed
         depth = layer + 1 if self.shape.accumulate else 1
         probabilities = torch.softmax(summed * (self.shape.tau / depth), dim=-1)
         k, weights = self.rows.read(hidden.shape[0])
         gates = torch.where(ranks(probabilities, self.lower) < k, probabilities, weights)
         self.trace.record(layer, gates)
         self.summed = summed
-        self.gates = gates.to(hidden.dtype)
+        # Once a layer, for all of its linears: every gate repeated over its expert's ranks.
+        self.gates = gates.to(hidden.dtype).unsqueeze(2).expand(-1, -1, self.rank).flatten(1)
 
     def end(self) -> None:
         """Close a pass."""
