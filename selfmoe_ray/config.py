@@ -72,7 +72,7 @@ class RouterShape(Section):
 
     scope: Literal["layer", "shared"] = "layer"
     accumulate: bool = True
-    tau: float = Field(4.0, gt=0)
+    tau: float = Field(8.0, gt=0)
 
 
 class MixtureConfig(Section):
