@@ -84,6 +84,7 @@ def test_traces_of_a_busy_batch_equal_transformers(llm: Any) -> None:
     params = [
         SamplingParams(
             temperature=0.8,
+            seed=1,
             n=2 if level == "layers" else 1,
             max_tokens=30,
             ignore_eos=True,
@@ -96,6 +97,10 @@ def test_traces_of_a_busy_batch_equal_transformers(llm: Any) -> None:
     ]
     outputs = llm.generate([{"prompt_token_ids": ids} for _, _, ids in jobs], params, use_tqdm=False)
     assert sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions") > 0
+
+    # Prompts were computed in parts, which must not change what a seed gives.
+    alone = llm.generate([{"prompt_token_ids": jobs[0][2]}], params[0], use_tqdm=False)[0]
+    assert alone.outputs[0].token_ids == outputs[0].outputs[0].token_ids
 
     traces = LOG.fetch_offline(llm, outputs)
     for (name, level, ids), output, trace in zip(jobs, outputs, traces, strict=True):

@@ -50,6 +50,9 @@ def verify(vllm_config: Any) -> None:
     checkpoint = MixseCheckpoint(Path(model.model), spec, Path(base.path))
     checkpoint.check(text.num_hidden_layers, text.hidden_size)
     vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
+    # Shared weights are not merged with the experts': that is another graph, which the key of vLLM's
+    # cache of compiled graphs would not tell apart.
+    vllm_config.additional_config["mixse_load_format"] = vllm_config.load_config.load_format
 
 
 def _unsupported(vllm_config: Any) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
-from selfmoe_ray.serving.vllm_plugin import traced
+from selfmoe_ray.serving.vllm_plugin import seeds, traced
 from selfmoe_ray.serving.vllm_plugin.gates import RowGate, parse_gate
 from selfmoe_ray.serving.vllm_plugin.trace import requested_level
 
@@ -43,6 +43,8 @@ def install_in_worker(vllm_config: Any) -> None:
         from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
         _wrap(GPUModelRunner, "_prepare_inputs", _write_gates)
+        if vllm_config.device_config.device_type == "cpu":
+            _wrap(GPUModelRunner, "sample_tokens", seeds.sample_tokens)
 
 
 def _wrap(cls: type, method: str, wrapper: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from vllm import LLM, SamplingParams
+from vllm.engine.arg_utils import EngineArgs
 
 from selfmoe_ray.serving.shared_weights import LOAD_FORMAT
 
-pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
 GATES = ["router", "base", "math", "uniform"]
 
 
@@ -24,7 +24,7 @@ def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def engine(folder: Path, **settings: Any) -> Iterator[Any]:
-    llm = LLM(str(folder), dtype="float32", max_model_len=128, enforce_eager=True, **settings)
+    llm = LLM(str(folder), dtype="float32", max_model_len=128, **settings)
     try:
         yield llm
     finally:
@@ -61,13 +61,24 @@ def mappings(path: Path) -> dict[int, set[str]]:
     return found
 
 
+def test_a_compiled_graph_of_merged_weights_is_not_taken_for_shared_ones(mixse_dir: Callable[..., Path]) -> None:
+    folder = mixse_dir("llama")
+    own, shared, again = (
+        EngineArgs(str(folder), dtype="float32", max_model_len=128, load_format=load_format).create_engine_config()
+        for load_format in ("auto", LOAD_FORMAT, LOAD_FORMAT)
+    )
+    assert shared.compute_hash() == again.compute_hash() != own.compute_hash()
+
+
+@pytest.mark.serving
+@pytest.mark.timeout(900)
 def test_two_mixtures_over_one_base_map_the_same_weights(mixse_dir: Callable[..., Path], tmp_path: Path) -> None:
     top1, top2 = mixse_dir("gemma3", k=1), mixse_dir("gemma3", k=2)
-    with engine(top1) as llm:
+    with engine(top1, enforce_eager=True) as llm:
         unshared = answers(llm)
     store = tmp_path / "store"
     shared = {"load_format": LOAD_FORMAT, "model_loader_extra_config": {"path": str(store)}}
-    with engine(top1, **shared) as first:
+    with engine(top1, enforce_eager=True, **shared) as first:
         (weights,) = store.glob("*/weights")
         assert_same(answers(first), unshared)
         with engine(top2, **shared) as second:
