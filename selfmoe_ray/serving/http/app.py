@@ -18,6 +18,7 @@ from selfmoe_ray.serving.http.errors import OpenAIErrors, Refused, error_respons
 from selfmoe_ray.serving.http.limits import BodyLimit
 from selfmoe_ray.serving.http.playground import mount_playground
 from selfmoe_ray.serving.http.records import RoutingRecords
+from selfmoe_ray.serving.metrics import routing_metrics
 
 VLLM_PATHS = ("/health", "/tokenize", "/detokenize")
 
@@ -38,8 +39,8 @@ async def build_app(engine: Engine, args: ServeArgs, keys: tuple[str, ...], reco
     init_exception_handler(app)
     app.add_exception_handler(Refused, _refuse)
     app.include_router(completion_routes(engine.names, args.limits, records))
-    _add_vllm_routes(app)
     _add_own_routes(app, engine, records)
+    _add_vllm_routes(app)
     open_paths = {"/health", *mount_playground(app)}
     app.add_middleware(BodyLimit, max_bytes=args.limits.body_bytes)
     if keys:
@@ -55,7 +56,7 @@ async def _refuse(request: Request, refused: Exception) -> Response:
 
 
 def _add_vllm_routes(app: FastAPI) -> None:
-    """The few of vLLM's routes that are served as they are."""
+    """The few of vLLM's routes that are served as they are, and its counting of HTTP requests."""
     from vllm.entrypoints.serve.instrumentator import health, metrics
     from vllm.entrypoints.serve.tokenize import api_router as tokenize
 
@@ -65,9 +66,18 @@ def _add_vllm_routes(app: FastAPI) -> None:
 
 
 def _add_own_routes(app: FastAPI, engine: Engine, records: RoutingRecords) -> None:
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+    from vllm.v1.metrics.prometheus import get_prometheus_registry
+
     names, spec = engine.names, engine.spec
     config = engine.client.model_config
     cards = {card["id"]: card for card in names.cards(int(time.time()), config.max_model_len)}
+
+    # Before vLLM's own /metrics, whose text it extends.
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        routing = await routing_metrics(engine.client, names.name)
+        return Response(generate_latest(get_prometheus_registry()) + routing.encode(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     async def models() -> dict[str, object]:

@@ -100,7 +100,8 @@ def test_tokenize_metrics_health_and_the_playground(server: Any) -> None:
     with server.http() as http:
         tokens = http.post("/tokenize", json={"model": "tiny/math", "prompt": PROMPT}).json()["tokens"]
         assert http.post("/detokenize", json={"model": "tiny", "tokens": tokens[1:]}).json() == {"prompt": PROMPT}
-        assert "vllm:num_requests_running" in http.get("/metrics").text
+        metrics = http.get("/metrics").text
+        assert "vllm:num_requests_running" in metrics and 'mixse_expert_tokens_total{expert="math"' in metrics
         about = http.get("/v1/mixse").json()
         assert about["experts"] == ["knowledge", "math", "coding"] and about["num_layers"] == 2
     with server.http(key=None) as http:
