@@ -110,6 +110,13 @@ function request(model, routed) {
   return { path: isChat ? "v1/chat/completions" : "v1/completions", body };
 }
 
+function useKey() {
+  const key = byId("key").value.trim();
+  if (key === api.key) return;
+  api.key = key;
+  loadSystems();
+}
+
 function inWords(error) {
   if (error instanceof Problem) return error.message;
   console.error(error);
@@ -135,8 +142,11 @@ byId("stop").addEventListener("click", () => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stop();
 });
-byId("key").addEventListener("change", () => {
-  api.key = byId("key").value.trim();
-  loadSystems();
+byId("key").addEventListener("change", useKey);
+byId("key").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter") return;
+  // It would send the prompt.
+  event.preventDefault();
+  useKey();
 });
 loadSystems();
