@@ -26,10 +26,10 @@ def test_a_killed_process_is_replaced_and_every_client_hears(server: Any, load: 
     right_stream = load.together(clients=1, max_tokens=100, stream=True)[0]
     assert right.status == 200 and right_stream.done
     engine = server.processes("VLLM::")
+    (victim_process,) = server.processes(VICTIMS[victim])
     with load.steady(clients=8, max_tokens=100) as outcomes:
         server.wait_for(lambda: len(outcomes) >= 8, 60)
-        (killed,) = server.processes(VICTIMS[victim])
-        killed.kill()
+        victim_process.kill()
         after_kill = len(outcomes)
         # Until the new engine has answered, with the clients never letting off.
         server.wait_for(lambda: sum(each.status == 200 and not each.error for each in outcomes[after_kill:]) >= 24, 240)
