@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+BATCH, TOKENS = 32, 32
 KINDS = ("store", "anonymous", "files")
 
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def measure(settings: dict[str, Any], replicas: int, root: str) -> list[dict[str, float]]:
-    """For 1 to `replicas` replicas: PSS by kind in bytes, the newest one's seconds to ready, the store's bytes."""
+    """For 1 to `replicas` replicas: PSS by kind and the store in bytes; the newest one's seconds and tokens/s."""
     spawn = multiprocessing.get_context("spawn")
     running, found = [], []
     try:
@@ -63,8 +64,10 @@ def measure(settings: dict[str, Any], replicas: int, root: str) -> list[dict[str
             there.close()
             here.recv()
             seconds = time.perf_counter() - start
+            pace = here.recv()
             size = sum(path.stat().st_size for path in Path(root).glob("*/weights"))
-            found.append({**pss([each.pid for each, _ in running], root), "seconds": seconds, "store_size": size})
+            memory = pss([each.pid for each, _ in running], root)
+            found.append({**memory, "seconds": seconds, "pace": pace, "store_size": size})
             print("shared  " if size else "unshared", count, _row(found[-1]), flush=True)
     finally:
         for process, pipe in running:
@@ -74,12 +77,15 @@ def measure(settings: dict[str, Any], replicas: int, root: str) -> list[dict[str
 
 
 def replica(settings: dict[str, Any], pipe: Connection) -> None:
-    """An engine that answers once, says so, and stays until the other end of the pipe closes."""
+    """An engine that says when it has answered once, then its decode tokens/s, and stays until the pipe closes."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(**settings, seed=0)
     llm.generate("The capital of France is", SamplingParams(max_tokens=8), use_tqdm=False)
     pipe.send("ready")
+    start = time.perf_counter()
+    llm.generate(["Once"] * BATCH, SamplingParams(max_tokens=TOKENS, ignore_eos=True), use_tqdm=False)
+    pipe.send(BATCH * TOKENS / (time.perf_counter() - start))
     try:
         pipe.recv()
     except EOFError:
@@ -117,6 +123,7 @@ def report(shared: list[dict[str, float]], unshared: list[dict[str, float]]) -> 
         )
     for name, ways in (("shared", shared), ("unshared", unshared)):
         print(f"seconds to the first answer, {name}: " + ", ".join(f"{each['seconds']:.1f}" for each in ways))
+        print(f"decode tokens/s at batch {BATCH}, {name}: " + ", ".join(f"{each['pace']:.0f}" for each in ways))
 
 
 def _row(found: dict[str, float]) -> str:
