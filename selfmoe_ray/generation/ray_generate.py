@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ import ray
 from ray.data.datasource import Datasource, ReadTask
 
 from selfmoe_ray.base_model import BaseModel, load_tokenizer
-from selfmoe_ray.config import BrainstormConfig, RespondConfig, RunConfig
+from selfmoe_ray.config import BrainstormConfig, GenerationConfig, RespondConfig, RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.events import Emit
 from selfmoe_ray.generation import prompts
@@ -26,12 +26,14 @@ from selfmoe_ray.generation.engines import (
 )
 from selfmoe_ray.generation.generate import generate
 from selfmoe_ray.generation.selection import Part
-from selfmoe_ray.records import Completion
+from selfmoe_ray.records import Completion, Phase
 from selfmoe_ray.run_dir import RunDir
 
 _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 60.0
-_ERROR = "__inference_error__"
+_ROWS_PER_BLOCK = 8
+# Columns of ray.data.llm's stages.
+_DATA_COLUMN, _ERROR = "__data", "__inference_error__"
 
 
 def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
@@ -56,6 +58,12 @@ class EngineJob:
     bundles: list[dict[str, float]]
     engine_kwargs: dict[str, Any]
     env_vars: dict[str, str]
+
+    @property
+    def block_bytes(self) -> int:
+        """Ray Data's target for a block: above all that a block of prompts can hold."""
+        bytes_per_token, most_but_tokens = 8, 2**16
+        return _ROWS_PER_BLOCK * (self.engine_kwargs["max_model_len"] + 1) * bytes_per_token + most_but_tokens
 
 
 class EnginePools:
@@ -156,22 +164,51 @@ class PromptFeed(Datasource):
         return [ReadTask(self._read, unknown)]
 
     def _read(self) -> Iterator[Any]:
-        import pyarrow as pa
-
         tokenizer = load_tokenizer(self._job.model_path, self._job.config.trust_remote_code)
         while parts := ray.get(self._inbox.get.remote()):
             for part in parts:
                 # Token ids and not text: the tokenizer's owner knows where BOS belongs.
                 tokens = tokenizer([prompt.text for prompt in part.prompts])["input_ids"]
-                yield pa.table(
+                sampling = sampling_params(self._job.config.generation, part.phase)
+                # One token too many is refused as well as a thousand, and a block's size stays known.
+                longest = self._job.engine_kwargs["max_model_len"] + 1
+                rows = [
                     {
-                        "id": [prompt.id for prompt in part.prompts],
-                        "domain": [part.domain] * len(tokens),
-                        "phase": [part.phase] * len(tokens),
-                        "seed": [prompt.seed for prompt in part.prompts],
-                        "tokenized_prompt": tokens,
+                        "id": prompt.id,
+                        "domain": part.domain,
+                        "phase": part.phase,
+                        "tokenized_prompt": ids[:longest],
+                        "sampling_params": {**sampling, "seed": prompt.seed},
                     }
-                )
+                    for prompt, ids in zip(part.prompts, tokens, strict=True)
+                ]
+                for start in range(0, len(rows), _ROWS_PER_BLOCK):
+                    yield _block(rows[start : start + _ROWS_PER_BLOCK], self._job.block_bytes)
+
+
+def _block(rows: list[dict[str, Any]], size: int) -> Any:
+    """A table of the engine stage's rows that Ray Data sends on at once and whole.
+
+    It cuts a stream of rows by bytes alone: what is below the target waits for more, which may never
+    come, and what is 1.5 times above is cut into pieces. A filler puts every table in between; the
+    engine stage drops it.
+    """
+    import pyarrow as pa
+
+    column = pa.array(rows)
+    filler = pa.array([b"\0" * max(0, size + size // 4 - column.nbytes)] + [b""] * (len(rows) - 1), pa.large_binary())
+    return pa.table({_DATA_COLUMN: column, "filler": filler})
+
+
+def sampling_params(generation: GenerationConfig, phase: Phase) -> dict[str, Any]:
+    """vLLM's sampling parameters of a phase, without the seed."""
+    chosen: BrainstormConfig | RespondConfig = getattr(generation, phase)
+    return {
+        "temperature": chosen.temperature,
+        "top_p": chosen.top_p,
+        "max_tokens": chosen.max_tokens,
+        "stop": list(prompts.STOP),
+    }
 
 
 # A process of its own, as the data context that it sets is the process's.
@@ -183,22 +220,16 @@ def run_pool(job: EngineJob, inbox: Any) -> Iterator[list[Completion]]:
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    # A block a row: prompts reach the engine, and completions the run, without waiting for others.
-    context.target_max_block_size = 1
-    # Tasks without a CPU are bounded by this alone; each would be a process more.
-    light = {"num_cpus": 0, "concurrency": job.engines}
-    processor = build_processor(
-        _processor_config(job),
-        preprocess=_sampling_of(job.config),
-        postprocess=_completion_of(job.config),
-        preprocess_map_kwargs=light,
-        postprocess_map_kwargs=light,
-    )
+    context.target_max_block_size = job.block_bytes
+    processor = build_processor(_processor_config(job))
+    # The feed's rows are what the engine stage reads, and its answers are read here: each step between
+    # would be a Ray task for every block, on the cores that a CPU engine computes with.
+    processor.preprocess = processor.postprocess = None
     feed = ray.data.read_datasource(
         PromptFeed(inbox, job), override_num_blocks=1, concurrency=1, ray_remote_args={"num_cpus": 0}
     )
     for block in processor(feed).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield [_to_completion(row) for row in block.to_pylist()]
+        yield [to_completion(row, job.config.generation) for row in block[_DATA_COLUMN].to_pylist()]
 
 
 def _processor_config(job: EngineJob) -> Any:
@@ -212,7 +243,8 @@ def _processor_config(job: EngineJob) -> Any:
         concurrency=(job.engines, job.engines),
         batch_size=1,
         max_concurrent_batches=requests,
-        max_tasks_in_flight_per_actor=requests,
+        # Twice as many prompts as run at once: a block's answers leave together, after its slowest.
+        max_tasks_in_flight_per_actor=2 * requests // _ROWS_PER_BLOCK,
         placement_group_config={"bundles": job.bundles},
         accelerator_type=None,
         should_continue_on_error=True,
@@ -223,58 +255,20 @@ def _processor_config(job: EngineJob) -> Any:
     )
 
 
-def _sampling_of(config: RunConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The preprocess function: a row's sampling parameters, by its phase."""
-    phases: dict[str, BrainstormConfig | RespondConfig] = {
-        "brainstorm": config.generation.brainstorm,
-        "respond": config.generation.respond,
-    }
-
-    def sampling(row: dict[str, Any]) -> dict[str, Any]:
-        phase = phases[row["phase"]]
-        return {
-            "sampling_params": {
-                "temperature": phase.temperature,
-                "top_p": phase.top_p,
-                "max_tokens": phase.max_tokens,
-                "stop": list(prompts.STOP),
-                "seed": row["seed"],
-            }
-        }
-
-    return sampling
-
-
-def _completion_of(config: RunConfig) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The postprocess function: a completion's fields. Ray's stage drops the finish reason."""
-    generation = config.generation
-    max_tokens = {"brainstorm": generation.brainstorm.max_tokens, "respond": generation.respond.max_tokens}
-
-    def completion(row: dict[str, Any]) -> dict[str, Any]:
-        prompt_tokens, tokens = row["num_input_tokens"], row["num_generated_tokens"]
-        is_cut = tokens >= max_tokens[row["phase"]] or prompt_tokens + tokens >= generation.max_model_len
-        return {
-            "id": row["id"],
-            "domain": row["domain"],
-            "phase": row["phase"],
-            "text": row["generated_text"],
-            "finish_reason": "length" if is_cut else "stop",
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": tokens,
-        }
-
-    return completion
-
-
-def _to_completion(row: dict[str, Any]) -> Completion:
+def to_completion(row: dict[str, Any], generation: GenerationConfig) -> Completion:
+    """What the engine stage made of a prompt. It drops vLLM's finish reason, which the lengths tell."""
     error = row.get(_ERROR) or ""
+    same = {name: row[name] for name in ("id", "domain", "phase")}
+    if error:
+        return Completion(**same, text="", finish_reason="error", prompt_tokens=0, completion_tokens=0, error=error)
+    prompt_tokens, tokens = row["num_input_tokens"], row["num_generated_tokens"]
+    max_tokens = getattr(generation, row["phase"]).max_tokens
+    is_cut = tokens >= max_tokens or prompt_tokens + tokens >= generation.max_model_len
     return Completion(
-        id=row["id"],
-        domain=row["domain"],
-        phase=row["phase"],
-        text="" if error else row["text"],
-        finish_reason="error" if error else row["finish_reason"],
-        prompt_tokens=0 if error else row["prompt_tokens"],
-        completion_tokens=0 if error else row["completion_tokens"],
-        error=error,
+        **same,
+        text=row["generated_text"],
+        finish_reason="length" if is_cut else "stop",
+        prompt_tokens=prompt_tokens,
+        completion_tokens=tokens,
+        error="",
     )
