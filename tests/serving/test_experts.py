@@ -46,7 +46,7 @@ def attach(linear: Any, spec: MixtureSpec, theta: Tensor, merge: bool) -> dict[t
     from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
     n = len(spec.experts)
-    routing = Routing(spec, TokenGates(spec, 16), GateTrace(1, 16, n))
+    routing = Routing(spec, TokenGates(spec, 16), GateTrace(1, 16, n), len(OUTPUTS), torch.float32)
     linear.mixse_experts = experts = StackedExperts(linear, list(OUTPUTS), spec)
     linear.quant_method = MixtureLinearMethod(
         linear.quant_method, routing, 0, theta, merge=merge and experts.block_diagonal

@@ -61,9 +61,9 @@ def test_of_equal_values_exactly_k_are_selected() -> None:
 
 
 def test_a_pass_leaves_nothing_behind() -> None:
-    routing = Routing(SPEC, TokenGates(SPEC, max_tokens=8), GateTrace(2, 8, 2))
+    routing = Routing(SPEC, TokenGates(SPEC, max_tokens=8), GateTrace(2, 8, 2), parts=3, dtype=torch.float32)
     routing.read(0, torch.ones(3, 6), torch.ones(2, 6))
     routing.read(1, torch.ones(3, 6), torch.ones(2, 6))
-    assert routing.gates is not None and routing.gates.shape == (3, 2 * SPEC.rank)
+    assert routing.gates is not None and routing.gates.shape == (3, 3 * 2 * SPEC.rank)
     routing.end()
     assert routing.gates is None and routing.summed is None

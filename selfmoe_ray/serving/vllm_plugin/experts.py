@@ -88,11 +88,9 @@ class StackedExperts(nn.Module):
             self.up[part].weight.data[:, column : column + rank].copy_(local_b)
 
     def gate(self, x: Tensor, gates: Tensor) -> Tensor:
-        """A_cat x times the gates: [tokens, in] and [tokens, n * r] -> [tokens, parts * n * r]."""
+        """A_cat x times the gates [tokens, at least parts * n * r]: [tokens, in] -> [tokens, parts * n * r]."""
         low = self.down(x)
-        if len(self.parts) == 1:
-            return low * gates
-        return (low.unflatten(1, (-1, self.inner)) * gates.unsqueeze(1)).flatten(1)
+        return low * gates.narrow(1, 0, low.shape[1])
 
     def expand(self, gated: Tensor) -> Tensor:
         """B_cat times what `gate` gives: [tokens, out]."""

@@ -69,7 +69,9 @@ class VllmMixture:
         self.spec = checkpoint.spec
         self.gates = TokenGates(self.spec, max_tokens)
         self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts))
-        self.routing = Routing(self.spec, self.gates, self.trace)
+        self.packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+        parts = max(map(len, self.packed.values()), default=1)
+        self.routing = Routing(self.spec, self.gates, self.trace, parts, vllm_config.model_config.dtype)
         self.owns_weights = vllm_config.load_config.load_format in OWN_WEIGHTS
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
         self.thetas: dict[int, Tensor] = {}
@@ -77,13 +79,12 @@ class VllmMixture:
 
     def _attach(self, model: Any) -> None:
         wanted = self.checkpoint.places()
-        packed = getattr(model, "packed_modules_mapping", {})
         last: MixtureLinearMethod | None = None
         for name, module in model.named_modules():
             place = Place.of(name)
             if place is None or not isinstance(module, LinearBase):
                 continue
-            parts = [Place(place.layer, path) for path in _parts(place.path, packed)]
+            parts = [Place(place.layer, path) for path in _parts(place.path, self.packed)]
             reads = any(part.path.removeprefix("self_attn.") in ROUTER_READS for part in parts)
             if reads or not wanted.isdisjoint(parts):
                 last = self._attach_linear(name, module, parts, reads)

@@ -14,22 +14,25 @@ from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 class Routing:
     """Hands the sum of router logits from layer to layer, and each layer's gates to its linears.
 
-    The attributes hold traced tensors while a pass runs and nothing after it, so a compiled graph
-    has no inputs or outputs beyond the model's own.
+    `gates` [tokens, parts * n * r] has the layout of a linear's A_cat x, for linears of up to `parts`
+    parts; `dtype` is the model's. The attributes hold traced tensors while a pass runs and nothing
+    after it, so a compiled graph has no inputs or outputs beyond the model's own.
     """
 
-    def __init__(self, spec: MixtureSpec, rows: TokenGates, trace: GateTrace):
+    def __init__(self, spec: MixtureSpec, rows: TokenGates, trace: GateTrace, parts: int, dtype: torch.dtype):
         num_experts = len(spec.experts)
         self.shape = spec.router
-        self.rank = spec.rank
+        # [n, parts * n * r]: repeats every gate over its expert's ranks, and all for each part.
+        self.spread = torch.eye(num_experts, dtype=dtype).repeat_interleave(spec.rank, dim=1).repeat(1, parts)
         self.rows = rows
         self.trace = trace
         self.lower = torch.ones(num_experts, num_experts, dtype=torch.bool).tril(-1)
         self.summed: Tensor | None = None
         self.gates: Tensor | None = None
+        self.of_layers: list[Tensor] = []
 
     def read(self, layer: int, hidden: Tensor, theta: Tensor) -> None:
-        """A layer's gates [tokens, n * r] from what its q_proj reads [tokens, hidden]; theta [n, hidden]."""
+        """Set a layer's gates from what its q_proj reads [tokens, hidden]; theta [n, hidden]."""
         summed = F.linear(hidden.to(torch.float32), theta)
         if layer and self.shape.accumulate:
             assert self.summed is not None
@@ -38,14 +41,21 @@ class Routing:
         probabilities = torch.softmax(summed * (self.shape.tau / depth), dim=-1)
         k, weights = self.rows.read(hidden.shape[0])
         gates = torch.where(ranks(probabilities, self.lower) < k, probabilities, weights)
-        self.trace.record(layer, gates)
+        self.of_layers = [*self.of_layers, gates] if layer else [gates]
         self.summed = summed
-        # Once a layer, for all of its linears: every gate repeated over its expert's ranks.
-        self.gates = gates.to(hidden.dtype).unsqueeze(2).expand(-1, -1, self.rank).flatten(1)
+        # Once a layer, for all of its linears. An expand would compile to a division for every element
+        # of every linear.
+        self.gates = torch.mm(gates.to(hidden.dtype), self.spread)
 
     def end(self) -> None:
-        """Close a pass."""
+        """Close a pass.
+
+        The gates are recorded here at once: a compiled graph copies the whole buffer for each write
+        that follows another.
+        """
+        self.trace.record(torch.stack(self.of_layers))
         self.summed = self.gates = None
+        self.of_layers = []
 
 
 def ranks(values: Tensor, lower: Tensor) -> Tensor:

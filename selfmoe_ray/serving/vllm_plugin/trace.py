@@ -81,9 +81,9 @@ class GateTrace:
         self._tokens = 0
         self._rows: list[Rows] = []
 
-    def record(self, layer: int, gates: Tensor) -> None:
-        """Called by the forward pass with a layer's gates [tokens, n]."""
-        self.gates[layer].narrow(0, 0, gates.shape[0]).copy_(gates)
+    def record(self, gates: Tensor) -> None:
+        """Called at the end of the forward pass with the gates of all layers [layers, tokens, n]."""
+        self.gates.narrow(1, 0, gates.shape[1]).copy_(gates)
 
     def begin_step(
         self, requests: Sequence[str], levels: Sequence[str | None], positions: np.ndarray, tokens: np.ndarray
