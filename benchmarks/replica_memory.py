@@ -128,7 +128,8 @@ def report(shared: list[dict[str, float]], unshared: list[dict[str, float]]) -> 
 
 def _row(found: dict[str, float]) -> str:
     kinds = ", ".join(f"{kind} {found[kind] / MIB:.0f}" for kind in KINDS)
-    return f"replica(s): PSS {sum(found[kind] for kind in KINDS) / MIB:.0f} MiB ({kinds}); {found['seconds']:.1f} s"
+    total = sum(found[kind] for kind in KINDS) / MIB
+    return f"replica(s): PSS {total:.0f} MiB ({kinds}); {found['seconds']:.1f} s, {found['pace']:.0f} tokens/s"
 
 
 if __name__ == "__main__":

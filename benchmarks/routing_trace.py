@@ -35,7 +35,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"without": [], "not asked": [], "mean": [], "layers": []}
     for repeat in range(arguments.repeats + 1):
         for way, times in seconds.items():
-            llm.apply_model(remove_recording if way == "without" else restore_recording)
+            llm.collective_rpc(remove_recording if way == "without" else restore_recording)
             level = way if way in ("mean", "layers") else None
             start = time.perf_counter()
             outputs = decode(llm, arguments.batch, arguments.tokens, level)
@@ -60,16 +60,18 @@ def decode(llm: Any, batch: int, tokens: int, level: str | None) -> list[Any]:
     return llm.generate(prompts, params, use_tqdm=False)
 
 
-def remove_recording(model: Any) -> None:
+def remove_recording(worker: Any) -> None:
     """In the worker: nothing is written or read."""
-    model.mixture.trace.record = lambda *_: None
-    model.mixture.trace.begin_step = lambda *_: None
+    trace = worker.model_runner.get_model().mixture.trace
+    trace.record = lambda *_: None
+    trace.begin_step = lambda *_: None
 
 
-def restore_recording(model: Any) -> None:
+def restore_recording(worker: Any) -> None:
     """In the worker: as it is served."""
-    vars(model.mixture.trace).pop("record", None)
-    vars(model.mixture.trace).pop("begin_step", None)
+    trace = worker.model_runner.get_model().mixture.trace
+    vars(trace).pop("record", None)
+    vars(trace).pop("begin_step", None)
 
 
 if __name__ == "__main__":
