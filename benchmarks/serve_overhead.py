@@ -25,6 +25,7 @@ from pathlib import Path
 
 import httpx
 
+CONFIG = Path(__file__).parents[1] / "serve_configs" / "mixse_local.yaml"
 WARM_UP_TURN = -1
 START_SECONDS = 300
 DTYPE, MAX_MODEL_LEN, MAX_NUM_SEQS = "bfloat16", 1024, 64
@@ -84,17 +85,18 @@ def ray_serve(folder: Path) -> Iterator[str]:
     from ray import serve
 
     from selfmoe_ray.ray_session import ray_session
+    from selfmoe_ray.serving.ray_local import read_config
     from selfmoe_ray.serving.ray_serve import build
 
     engine = {"dtype": DTYPE, "max_model_len": MAX_MODEL_LEN, "max_num_seqs": MAX_NUM_SEQS, "enforce_eager": True}
-    middleware = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "selfmoe_ray.serving.ray_proxy.middlewares"}
+    config = read_config(str(CONFIG))
     port = free_port()
     with ray_session():
-        controller = {"runtime_env": {"env_vars": middleware}}
-        serve.start("HeadOnly", {"host": "127.0.0.1", "port": port}, controller_options=controller)
+        http = {"host": "127.0.0.1", "port": port}
+        serve.start("HeadOnly", http, controller_options=config["controller_options"])
         serve.run(build({"mixse_dir": str(folder.absolute()), "engine": engine}))
         yield f"http://127.0.0.1:{port}"
-        serve.shutdown()
+        serve.delete("default")
 
 
 def free_port() -> int:
