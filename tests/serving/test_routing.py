@@ -147,7 +147,7 @@ def test_a_recomputed_token_replaces_the_former_and_a_gap_is_nan() -> None:
     for position, count in ((0, 4), (2, 3), (6, 1)):
         trace.begin_step(["other", "mine"], [None, "layers"], np.array([9, position]), np.array([2, count]))
         gates = torch.rand(2, 2 + count, 3, generator=draw)
-        trace.record(gates)
+        trace.record(gates.transpose(0, 1))
         passes.append(gates[:, 2:].numpy())
     found = trace.take(["mine", "other"])
     assert list(found) == ["mine"]
@@ -162,7 +162,7 @@ def test_totals_split_each_token_by_its_gate() -> None:
     trace = GateTrace(num_layers=2, max_tokens=8, num_experts=2)
     trace.begin_step(["a"], [None], np.array([0]), np.array([3]))
     off, first, second, half = [0.0, 0.0], [0.9, 0.0], [0.0, 0.3], [0.2, 0.2]
-    trace.record(torch.tensor([[off, first, half, first], [off, second, half, first]]))
+    trace.record(torch.tensor([[off, off], [first, second], [half, half], [first, first]]))
     trace.collect()
     trace.collect()
     totals = trace.totals.read()

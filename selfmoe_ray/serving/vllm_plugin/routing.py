@@ -53,7 +53,7 @@ class Routing:
         The gates are recorded here at once: a compiled graph copies the whole buffer for each write
         that follows another.
         """
-        self.trace.record(torch.stack(self.of_layers))
+        self.trace.record(torch.stack(self.of_layers, dim=1))
         self.summed = self.gates = None
         self.of_layers = []
 

@@ -69,21 +69,24 @@ class Trace:
 class GateTrace:
     """Reads the gates of each forward pass out of a buffer at a fixed address, after the pass.
 
-    gates [layers, max_tokens, n] float32 is written by the pass. It is read when the next batch is
-    prepared, or when someone asks: the pass itself stays one graph without a branch, and only
-    requests that ask for their routing cost a copy.
+    gates [layers, max_tokens, n] float32 is written by the pass, tokens first in memory, so that the
+    part that a batch fills is contiguous whatever its size: a compiled graph would otherwise be bound
+    to the size it was compiled with. It is read when the next batch is prepared, or when someone asks:
+    the pass itself stays one graph without a branch, and only requests that ask for their routing cost
+    a copy.
     """
 
     def __init__(self, num_layers: int, max_tokens: int, num_experts: int):
-        self.gates = torch.zeros(num_layers, max_tokens, num_experts, dtype=torch.float32)
+        self._buffer = torch.zeros(max_tokens, num_layers, num_experts, dtype=torch.float32)
+        self.gates = self._buffer.transpose(0, 1)
         self.totals = RoutingTotals(num_experts, self.gates.device)
         self.traces: dict[str, Trace] = {}
         self._tokens = 0
         self._rows: list[Rows] = []
 
     def record(self, gates: Tensor) -> None:
-        """Called at the end of the forward pass with the gates of all layers [layers, tokens, n]."""
-        self.gates.narrow(1, 0, gates.shape[1]).copy_(gates)
+        """Called at the end of the forward pass with the gates of all layers [tokens, layers, n]."""
+        self._buffer.narrow(0, 0, gates.shape[0]).copy_(gates)
 
     def begin_step(
         self, requests: Sequence[str], levels: Sequence[str | None], positions: np.ndarray, tokens: np.ndarray
