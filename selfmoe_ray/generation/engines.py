@@ -14,6 +14,8 @@ from selfmoe_ray.errors import UserError
 
 # Requests that an engine runs at once; more waits in its queue.
 _MAX_NUM_SEQS_CPU, _MAX_NUM_SEQS_GPU = 64, 256
+# Tokens of one step: what vLLM takes for an `LLM`; its default for other engines favours early first tokens.
+_MAX_NUM_BATCHED_TOKENS_CPU, _MAX_NUM_BATCHED_TOKENS_GPU = 4096, 8192
 _KV_CACHE_GIB_CPU = 2
 # Short blocks let the prefix cache keep nearly all of a prompt's constant start (vLLM's CPU default is 128).
 _BLOCK_SIZE_CPU = 32
@@ -101,6 +103,9 @@ def engine_kwargs(plan: EnginePlan, config: GenerationConfig, resources: Generat
         "max_model_len": config.max_model_len,
         "tensor_parallel_size": plan.tensor_parallel_size,
         "max_num_seqs": _MAX_NUM_SEQS_GPU if plan.gpus else _MAX_NUM_SEQS_CPU,
+        "max_num_batched_tokens": max(
+            config.max_model_len, _MAX_NUM_BATCHED_TOKENS_GPU if plan.gpus else _MAX_NUM_BATCHED_TOKENS_CPU
+        ),
         "disable_log_stats": True,
     }
     if not plan.gpus:

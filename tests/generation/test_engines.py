@@ -79,3 +79,11 @@ def test_cpu_settings_stay_away_from_gpu_engines() -> None:
     made = plan_engines(resources, DOMAINS, EIGHT_GPUS)
     assert "enforce_eager" not in engine_kwargs(made, GenerationConfig(), resources)
     assert env_vars(made, resources, is_single_node=True) == {}
+
+
+def test_a_step_holds_at_least_one_whole_prompt() -> None:
+    resources = GenerationResources()
+    made = plan_engines(resources, DOMAINS, CPU_ONLY)
+    for longest, expected in ((1024, 4096), (6000, 6000)):
+        settings = engine_kwargs(made, GenerationConfig(max_model_len=longest), resources)
+        assert settings["max_num_batched_tokens"] == expected
