@@ -1,6 +1,6 @@
 """Generation through Ray Data and its engines against bare `vllm.LLM.generate`: tokens/s on the same prompts.
 
-    python benchmarks/generate.py [--base embedded] [--prompts 32] [--repeats 3]
+    python benchmarks/generate.py [--base embedded] [--prompts 96] [--repeats 2]
 
 Both run the same brainstorm prompts with the same sampling, engine arguments and environment, one after the
 other, each on warm engines: starting them is not timed. Each repeat has prompts of its own, so that no prefix
@@ -32,8 +32,8 @@ def main() -> None:
     """Run both sides, or with --worker the bare one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="embedded")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts a domain")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=96, help="prompts a domain")
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -67,11 +67,11 @@ def make_config(prompts: int) -> RunConfig:
 
 
 def make_parts(config: RunConfig, repeat: int) -> list[Part]:
-    """The first wave's parts of a run with this seed."""
+    """The first wave's parts of a run with this seed; of repeat 0, which warms up, one part a domain."""
     states = (
         DomainState(domain, domain.seeds, config.generation, seed=repeat) for domain in load_domains(config.domains)
     )
-    return [part for state in states for part in state.plan(0)]
+    return [part for state in states for part in state.plan(0)[: None if repeat else 1]]
 
 
 def run_pipeline(arguments: argparse.Namespace, config: RunConfig, base: BaseModel) -> tuple[list[float], EnginePlan]:
