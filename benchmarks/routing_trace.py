@@ -1,6 +1,6 @@
 """What it costs that any request could ask for its routing, and what it costs to ask.
 
-    python benchmarks/routing_trace.py <run>/mixse [--batch 32] [--tokens 32] [--repeats 5]
+    python benchmarks/routing_trace.py <run>/mixse [--batch 32] [--tokens 32] [--repeats 8]
 
 One eager engine decodes the same batch in turns: with the recording taken out of the forward pass
 and the batch preparation; as it is served, with nobody asking; and with every request asking. Prints
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("mixse_dir")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=8)
     arguments = parser.parse_args()
     # For the function that is sent to the worker.
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
@@ -33,15 +33,16 @@ def main() -> None:
 
     llm = LLM(arguments.mixse_dir, dtype="bfloat16", max_model_len=512, enforce_eager=True)
     seconds: dict[str, list[float]] = {"without": [], "not asked": [], "mean": [], "layers": []}
+    order = list(seconds)
     for repeat in range(arguments.repeats + 1):
-        for way, times in seconds.items():
+        for way in order[repeat % len(order) :] + order[: repeat % len(order)]:
             llm.collective_rpc(remove_recording if way == "without" else restore_recording)
             level = way if way in ("mean", "layers") else None
             start = time.perf_counter()
             outputs = decode(llm, arguments.batch, arguments.tokens, level)
             LOG.fetch_offline(llm, outputs if level else [])
             if repeat:
-                times.append(time.perf_counter() - start)
+                seconds[way].append(time.perf_counter() - start)
     llm.llm_engine.engine_core.shutdown()
     tokens = arguments.batch * arguments.tokens
     for way, times in seconds.items():

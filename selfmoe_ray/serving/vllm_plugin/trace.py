@@ -18,6 +18,7 @@ ROUTING_KEY = "mixse_routing"
 LEVELS = ("mean", "layers")
 MAX_BYTES = 256 * 2**20
 MAX_SECONDS = 600.0
+TOKENS_AT_ONCE = 512
 
 
 def requested_level(sampling_params: Any) -> str | None:
@@ -135,25 +136,40 @@ class GateTrace:
 
 
 class RoutingTotals:
-    """Sums over all tokens that the engine has computed, kept on the device until someone asks."""
+    """Sums over all tokens that the engine has computed, kept on the device until someone asks.
+
+    A pass only copies its gates; they are added up some hundred tokens at a time, because the ten
+    small operations of it would show in a step that decodes one token for each of a few requests.
+    """
 
     def __init__(self, num_experts: int, device: torch.device):
         self.routed = torch.zeros(num_experts, dtype=torch.float64, device=device)
         # The entropy in nats and the tokens with a gate, which have one.
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         self.tokens = 0
+        self._waiting: list[Tensor] = []
 
     def add(self, gates: Tensor) -> None:
-        """Count a pass: gates [layers, tokens, n]."""
+        """Count a pass: gates [layers, tokens, n], which may change afterwards."""
+        self.tokens += gates.shape[1]
+        self._waiting.append(gates.clone())
+        if sum(each.shape[1] for each in self._waiting) >= TOKENS_AT_ONCE:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        if not self._waiting:
+            return
+        gates = torch.cat(self._waiting, dim=1)
+        self._waiting = []
         shares = gates / gates.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         mean = shares.mean(0)
         self.routed += mean.sum(0)
         entropy = torch.special.entr(mean).sum()
         self.sums += torch.stack([entropy, mean.sum()])
-        self.tokens += gates.shape[1]
 
     def read(self) -> dict[str, Any]:
         """`routed` [n]: tokens by expert; `gated`: tokens with any gate; `tokens`: all; `entropy_bits`: a sum."""
+        self._add_up()
         entropy, gated = self.sums.tolist()
         return {
             "routed": self.routed.tolist(),
