@@ -11,7 +11,7 @@ def check_measured(config, run_dir):
     samples = storage.read_table("measure/samples.parquet").to_pylist()
     assert len(samples) == 8 * 10
     table = storage.read_json("measure/nll.json")["row_sets"]
-    assert set(table) == {"held_out", "seeds"}
+    assert list(table) == ["all", "held_out", "seeds"]
     systems = ["base", "expert-math", "expert-coding", "uniform", "random", "mixse", "oracle", "mixse-fitted"]
     assert list(table["seeds"]["systems"]) == systems
     assert table["seeds"]["systems"]["mixse-fitted"]["mean_nll"] != table["seeds"]["systems"]["mixse"]["mean_nll"]
