@@ -57,6 +57,7 @@ def main() -> None:
         for number in range(WARM_UP_TURN, arguments.turns):
             for name, address in addresses.items():
                 turn = asyncio.run(take_turn(address, number, arguments))
+                print(f"turn {number}, {name}: {turn}", file=sys.stderr, flush=True)
                 if number != WARM_UP_TURN:
                     turns[name].append(turn)
     report(turns, arguments)
