@@ -61,6 +61,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
+        """Whether the program ran to its end."""
         return self.status == "passed"
 
 

@@ -90,6 +90,7 @@ class _Unavailable(Exception):
 
 
 def main() -> None:
+    """Give up every right, then run the program that comes on stdin; the exit status is its verdict."""
     request = json.load(sys.stdin)
     verdict = request["verdict"]
     try:

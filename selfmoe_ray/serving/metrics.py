@@ -35,6 +35,7 @@ class _Totals:
         self.model_name = model_name
 
     def collect(self) -> Iterator[Any]:
+        """See prometheus_client's Collector."""
         from prometheus_client.core import CounterMetricFamily, SummaryMetricFamily
 
         totals, model = self.totals, [self.model_name]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfmoe_ray.base_model import BaseModel, load_tokenizer
-from selfmoe_ray.config import RunConfig, TrainingResources
+from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.events import Emit
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.training.dataset import TokenizedRows, tokenize_all
+from selfmoe_ray.training.devices import Cluster, WorkerShape, count_devices, worker_shape
 from selfmoe_ray.training.plan import TrainerPlan, plan_trainers
 from selfmoe_ray.training.stage import expert_manifest, router_manifest, training_examples
 
@@ -28,22 +27,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 FREE_CHECKPOINTS = 2
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a cluster has: CPUs and GPUs of each node that runs workers."""
-
-    node_cpus: tuple[int, ...]
-    node_gpus: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class WorkerShape:
-    """The devices of one training worker."""
-
-    cpus: int
-    gpus: float
 
 
 def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
@@ -62,7 +45,6 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
     ]
     if not todo:
         return
-    resources = config.resources.training
     plans, shape = plan_experts(config, len(todo))
     rows = _tokenize(config, todo, base, run_dir, emit, "experts")
     phases = []
@@ -70,7 +52,7 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
         names = [todo[index] for index in plan.experts]
         phases.append(_phase("experts", config, names, base, run_dir, rows, plan.workers))
         emit("experts", message=f"one trainer for {', '.join(names)}", workers=plan.workers, cpus=shape.cpus,
-             gpus=shape.gpus, zero_stage=resources.zero_stage)  # fmt: skip
+             gpus=shape.gpus, zero_stage=config.resources.training.zero_stage)  # fmt: skip
     _fit_all(phases, [plan.workers for plan in plans], shape, emit)
     seconds = time.monotonic() - start
     for name in todo:
@@ -84,10 +66,12 @@ def plan_experts(config: RunConfig, experts: int) -> tuple[list[TrainerPlan], Wo
 
     Needs a running Ray. Raises UserError where the cluster cannot hold one trainer.
     """
+    return _plan(config, experts, config.resources.training.experts_per_trainer)
+
+
+def _plan(config: RunConfig, learners: int, each: Literal["auto"] | int) -> tuple[list[TrainerPlan], WorkerShape]:
     resources, cluster = config.resources.training, read_cluster()
-    plans = plan_trainers(
-        experts, resources.experts_per_trainer, resources.workers_per_trainer, count_devices(resources, cluster)
-    )
+    plans = plan_trainers(learners, each, resources.workers_per_trainer, count_devices(resources, cluster))
     return plans, worker_shape(resources, plans, cluster)
 
 
@@ -101,12 +85,10 @@ def train_router(config: RunConfig, domains: Sequence[Domain], base: BaseModel, 
     expected = router_manifest(config, names, base, run_dir)
     if run_dir.is_done(run_dir.ROUTER, *expected, redo="router"):
         return
-    resources, cluster = config.resources.training, read_cluster()
-    plans = plan_trainers(1, 1, resources.workers_per_trainer, count_devices(resources, cluster))
-    shape = worker_shape(resources, plans, cluster)
+    [plan], shape = _plan(config, 1, 1)
     rows = _tokenize(config, names, base, run_dir, emit, "router")
-    phase = _phase("router", config, names, base, run_dir, rows, plans[0].workers)
-    _fit_all([phase], [plans[0].workers], shape, emit)
+    phase = _phase("router", config, names, base, run_dir, rows, plan.workers)
+    _fit_all([phase], [plan.workers], shape, emit)
     parts = [_counts(rows[name], config.training.router.epochs) for name in names]
     counts = {key: sum(part[key] for part in parts) for key in parts[0]}
     run_dir.write_manifest(run_dir.ROUTER, *expected, counts, time.monotonic() - start)
@@ -119,47 +101,6 @@ def read_cluster() -> Cluster:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return Cluster(tuple(int(node["CPU"]) for node in nodes), tuple(int(node.get("GPU", 0)) for node in nodes))
-
-
-def gpus_per_worker(resources: TrainingResources, cluster: Cluster) -> float:
-    """auto: a GPU a worker where the cluster has GPUs."""
-    if resources.gpus_per_worker == "auto":
-        return 1.0 if sum(cluster.node_gpus) else 0.0
-    return float(resources.gpus_per_worker)
-
-
-def count_devices(resources: TrainingResources, cluster: Cluster) -> int:
-    """How many workers the cluster has a device for: GPUs or shares of them, else a node's CPUs each."""
-    gpus = gpus_per_worker(resources, cluster)
-    return int(sum(cluster.node_gpus) / gpus) if gpus else len(cluster.node_cpus)
-
-
-def worker_shape(resources: TrainingResources, plans: Sequence[TrainerPlan], cluster: Cluster) -> WorkerShape:
-    """The devices of each worker; auto CPUs: one beside a GPU, else an even share of the nodes' CPUs.
-
-    Raises UserError where one trainer would not fit into the cluster; trainers wait for each other.
-    """
-    gpus = gpus_per_worker(resources, cluster)
-    workers = max(plan.workers for plan in plans)
-    if resources.cpus_per_worker != "auto":
-        cpus = resources.cpus_per_worker
-    elif gpus or not cluster.node_cpus:
-        cpus = 1
-    else:
-        on_a_node = math.ceil(sum(plan.workers for plan in plans) / len(cluster.node_cpus))
-        cpus = max(1, min(cluster.node_cpus) // on_a_node)
-    fitting = sum(
-        min(node_cpus // cpus, int(node_gpus / gpus) if gpus else workers)
-        for node_cpus, node_gpus in zip(cluster.node_cpus, cluster.node_gpus, strict=True)
-    )
-    if fitting < workers:
-        raise UserError(
-            f"resources.training: a trainer asks for {workers} worker(s) of {cpus} CPU(s) and {gpus:g} "
-            f"GPU(s) each; the cluster has room for {fitting} (CPUs by node: {list(cluster.node_cpus)}, "
-            f"GPUs by node: {list(cluster.node_gpus)}).\n"
-            "  lower workers_per_trainer, cpus_per_worker or gpus_per_worker, or add nodes"
-        )
-    return WorkerShape(cpus, gpus)
 
 
 def _tokenize(

@@ -1,4 +1,4 @@
-"""Mixtures over tiny random-weight models as directories that vLLM loads."""
+"""Mixtures over tiny random-weight models as directories that vLLM loads, and what its engines run in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from selfmoe_ray.config import RouterShape
 from selfmoe_ray.mixture.checkpoint import save_mixse
 from selfmoe_ray.mixture.model import attach
 from selfmoe_ray.mixture.spec import MixtureSpec
+
+
+@pytest.fixture
+def cpu_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment for small engines that share the machine's cores."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.serving.routing import LOG, RoutingLog, TracedRequest, token_texts
 from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
+from tests.serving.engines import engine
 from tests.tiny_models import make_tokenizer
 
 GATES = {None: Gate.router(1), "top2": Gate.router(2), "base": Gate.off(), "math": Gate.expert(1)}
@@ -27,28 +28,12 @@ def prompt(length: int, seed: int) -> list[int]:
 
 
 @pytest.fixture
-def llm(mixse_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def llm(mixse_dir: Callable[..., Path], cpu_engines: None) -> Iterator[Any]:
     """An engine whose cache holds fewer tokens than the tests' batch, so that requests are preempted."""
-    from vllm import LLM
-
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     folder = mixse_dir("llama")
-    engine = LLM(
-        str(folder),
-        dtype="float32",
-        max_model_len=256,
-        max_num_batched_tokens=64,
-        max_num_seqs=32,
-        block_size=32,
-        num_gpu_blocks_override=40,
-        disable_log_stats=False,
-    )
-    engine.folder = folder
-    try:
-        yield engine
-    finally:
-        engine.llm_engine.engine_core.shutdown()
+    with engine(folder, num_gpu_blocks_override=40, disable_log_stats=False) as llm:
+        llm.folder = folder
+        yield llm
 
 
 def expected(model: MixtureModel, gate: Gate, ids: list[int]) -> torch.Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +12,12 @@ import torch
 from selfmoe_ray.mixture.checkpoint import load_mixse
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
+from tests.serving.engines import engine
 
-pytestmark = [pytest.mark.serving, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.serving, pytest.mark.timeout(1200), pytest.mark.usefixtures("cpu_engines")]
 
 Job = tuple[str | None, list[int]]
 PREFIX = [0, *torch.randint(4, 320, (40,), generator=torch.Generator().manual_seed(0)).tolist()]
-
-
-@contextmanager
-def engine(folder: Path, **settings: Any) -> Iterator[Any]:
-    """A resident engine with small batches, so that prompts are split into chunks."""
-    from vllm import LLM
-
-    llm = LLM(
-        str(folder),
-        dtype="float32",
-        max_model_len=256,
-        max_num_batched_tokens=64,
-        max_num_seqs=32,
-        block_size=32,
-        enable_chunked_prefill=True,
-        enable_prefix_caching=True,
-        **settings,
-    )
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-
-
-@pytest.fixture(autouse=True)
-def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
 
 
 def gates(model: MixtureModel) -> dict[str | None, Gate]:
@@ -131,7 +99,7 @@ def test_engine_equals_transformers(
     mixse_dir: Callable[..., Path], family: str, mixture: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     folder = mixse_dir(family, **mixture)
-    with engine(folder, **settings) as llm:
+    with engine(folder, enable_chunked_prefill=True, enable_prefix_caching=True, **settings) as llm:
         assert_engine_matches(llm, folder)
         with pytest.raises(Exception, match=r"mixse_gate is 'poetry'.*knowledge, math, coding"):
             generate(llm, [("poetry", PREFIX)])

@@ -8,45 +8,18 @@ import pytest
 from safetensors.torch import load_file
 
 from selfmoe_ray.base_model import resolve
-from selfmoe_ray.config import TrainingResources, parse_config
+from selfmoe_ray.config import parse_config
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.records import Example, Seed
 from selfmoe_ray.run_dir import RunDir
-from selfmoe_ray.training.plan import TrainerPlan
-from selfmoe_ray.training.ray_train import Cluster, count_devices, train_experts, train_router, worker_shape
+from selfmoe_ray.training.ray_train import train_experts, train_router
 
 WORDS = ["train", "France", "Paris", "capital", "numbers", "hours", "Python", "function", "sum", "return"]
 ROWS = {"ant": 40, "bee": 16}
 # By the third checkpoint Ray has recorded the first.
 CHECKPOINT_EVERY = 4
 STOP_AT_STEP = 3 * CHECKPOINT_EVERY + 1
-
-
-def resources(**fields) -> TrainingResources:
-    return TrainingResources(**fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "cluster", "devices", "workers", "expected"),
-    [
-        ({}, Cluster((2,), (0,)), 1, 1, (2, 0.0)),
-        ({}, Cluster((8, 8), (0, 0)), 2, 1, (8, 0.0)),
-        ({}, Cluster((32, 32), (8, 8)), 16, 4, (1, 1.0)),
-        ({"gpus_per_worker": 0.5}, Cluster((4,), (1,)), 2, 2, (1, 0.5)),
-        ({"gpus_per_worker": 0, "cpus_per_worker": 3}, Cluster((8,), (4,)), 1, 2, (3, 0.0)),
-    ],
-)
-def test_worker_shape(fields, cluster, devices, workers, expected):
-    assert count_devices(resources(**fields), cluster) == devices
-    shape = worker_shape(resources(**fields), [TrainerPlan((0,), workers)], cluster)
-    assert (shape.cpus, shape.gpus) == expected
-
-
-@pytest.mark.parametrize("fields", [{"gpus_per_worker": 1}, {"cpus_per_worker": 3}, {"cpus_per_worker": 2}], ids=str)
-def test_impossible_resources_say_what_was_asked_and_what_there_is(fields):
-    with pytest.raises(UserError, match=r"2 worker\(s\).*room for [01] .*CPUs by node: \[2\]"):
-        worker_shape(resources(**fields), [TrainerPlan((0,), 2)], Cluster((2,), (0,)))
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,7 @@ def completion_routes(names: ModelNames, limits: Limits, records: RoutingRecords
         return await answer(handler.create_chat_completion, request, raw_request)
 
     async def answer(create: Callable[..., Awaitable[Any]], request: Any, raw_request: Request) -> Response:
+        """vLLM's answer under the gate that the request's model names, with the routing it asked for."""
         check_request(request, limits)
         names.choose_gate(request)
         _answering_model.set(request.model)

@@ -78,6 +78,7 @@ class _Answer:
         self.gone = False
 
     async def send(self, message: Message) -> None:
+        """Pass a message on; an error waits until its body can be replaced."""
         if message["type"] == "http.response.start":
             self.start = message
             if message["status"] >= 400:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm import LLM, SamplingParams
+from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 
 from selfmoe_ray.serving.shared_weights import LOAD_FORMAT
+from tests.serving.engines import engine
+
+pytestmark = pytest.mark.usefixtures("cpu_engines")
 
 GATES = ["router", "base", "math", "uniform"]
-
-
-@pytest.fixture(autouse=True)
-def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-@contextmanager
-def engine(folder: Path, **settings: Any) -> Iterator[Any]:
-    llm = LLM(str(folder), dtype="float32", max_model_len=128, **settings)
-    try:
-        yield llm
-    finally:
-        llm.llm_engine.engine_core.shutdown()
 
 
 def answers(llm: Any) -> list[tuple[tuple[int, ...], list[float]]]:
