@@ -35,7 +35,7 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     try:
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "local"),
-            # On a cluster of our own nobody looks at it, and on two cores it costs a tenth of the pace.
+            # On a cluster of our own nobody looks at it.
             include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
             log_to_driver=verbose,
             logging_level="INFO" if verbose else "ERROR",

@@ -243,8 +243,9 @@ def _processor_config(job: EngineJob) -> Any:
         concurrency=(job.engines, job.engines),
         batch_size=1,
         max_concurrent_batches=requests,
-        # Twice as many prompts as run at once: a block's answers leave together, after its slowest.
-        max_tasks_in_flight_per_actor=2 * requests // _ROWS_PER_BLOCK,
+        # As many blocks as an engine takes prompts: a block makes room for another only after its slowest
+        # answer, and with few of them an engine stands half idle while prompts wait outside.
+        max_tasks_in_flight_per_actor=requests,
         placement_group_config={"bundles": job.bundles},
         accelerator_type=None,
         should_continue_on_error=True,
