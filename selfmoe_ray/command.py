@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from selfmoe_ray.errors import UserError
 
@@ -22,10 +23,15 @@ def main(last: str | None = None, argv: list[str] | None = None) -> None:
     driver's exit status.
     """
     arguments = _parser(last).parse_args(argv)
+    run_command(lambda: _run(arguments, last))
+
+
+def run_command(work: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Do the work of a job and exit; its value is the result for machines. Statuses and output: see `main`."""
     signal.signal(signal.SIGTERM, _stop)
     status, result = 1, {"status": "failed"}
     try:
-        result = _run(arguments, last)
+        result = work()
         status = 0
     except UserError as error:
         # From a Ray task it comes wrapped, with the task's traceback as its text.

@@ -43,6 +43,11 @@ class RunDir:
         """The folder in which a trainer keeps its resumable state."""
         return f"checkpoints/{trainer}"
 
+    @staticmethod
+    def evaluation(system: str, benchmark: str) -> str:
+        """The folder of one system's scores and answers on one benchmark."""
+        return f"eval/{system}/{benchmark}"
+
     # The run as a whole.
     def write_start(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Say with which settings, versions and machine the run was last taken up."""

@@ -65,6 +65,18 @@ class Storage:
         infos = filesystem.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
         return sorted(f"{folder}/{info.base_name}" for info in infos if info.is_file)
 
+    def list_folders(self, folder: str) -> list[str]:
+        """Sorted names (relative to the root) of the folders directly in a folder; [] where it is missing."""
+        if self.is_local:
+            where = Path(self.path(folder))
+            names = [entry.name for entry in where.iterdir() if entry.is_dir()] if where.is_dir() else []
+            return sorted(f"{folder}/{name}" for name in names if not name.startswith(".tmp-"))
+        from pyarrow import fs
+
+        filesystem, base = self._remote
+        infos = filesystem.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
+        return sorted(f"{folder}/{info.base_name}" for info in infos if not info.is_file)
+
     def read_bytes(self, name: str) -> bytes:
         """A file's content; FileNotFoundError names it where it is missing."""
         if self.is_local:

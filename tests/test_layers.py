@@ -16,6 +16,7 @@ FLOORS = [
     {"ray_"},
     {"provenance", "stages", "pipeline"},
     {"command"},
+    {"eval_command"},
 ]
 
 

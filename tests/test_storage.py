@@ -18,6 +18,8 @@ def test_files_and_folders(tmp_path: Path) -> None:
     assert storage.read_json("a/b.json") == {"é": [1, 2]}
     assert storage.read_jsonl("a/c.jsonl") == [{"x": "line\u2028break"}, {"x": 2}]
     assert storage.list_files("a") == ["a/b.json", "a/c.jsonl"] and storage.list_files("none") == []
+    storage.write_json("a/d/e.json", {})
+    assert storage.list_folders("a") == ["a/d"] and storage.list_folders("none") == []
     storage.delete("a")
     assert not storage.exists("a")
     storage.delete("a")
