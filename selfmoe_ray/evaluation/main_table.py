@@ -1,0 +1,137 @@
+"""The main table: every finished system on every benchmark, with its distance to the base."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from selfmoe_ray.evaluation.statistics import Comparison, compare, holm
+from selfmoe_ray.evaluation.systems import BASE
+from selfmoe_ray.run_dir import RunDir
+
+TABLE = "tables/main.csv"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished evaluation; values: the metric of each item by its id, where it is a plain number."""
+
+    system: str
+    benchmark: str
+    metric: str
+    score: Mapping[str, Any]
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. low, high: 95%; what follows compares with the base on the same items, and is
+    None where the base was not evaluated on them. p_holm: corrected for all comparisons of the table."""
+
+    benchmark: str
+    system: str
+    metric: str
+    n: int
+    score: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    test: str | None = None
+
+
+def read_cells(run_dir: RunDir, system_order: Sequence[str]) -> list[Cell]:
+    """Every finished evaluation of a run: benchmarks by name, systems in the order given, others last."""
+    folders = [each for system in run_dir.storage.list_folders("eval") for each in run_dir.storage.list_folders(system)]
+    cells = [_read_cell(run_dir, folder) for folder in folders if run_dir.read_manifest(folder)]
+    rank = {system: place for place, system in enumerate(system_order)}
+    return sorted(cells, key=lambda cell: (cell.benchmark, rank.get(cell.system, len(rank)), cell.system))
+
+
+def _read_cell(run_dir: RunDir, folder: str) -> Cell:
+    _, system, benchmark = folder.split("/")
+    summary = run_dir.storage.read_json(f"{folder}/scores.json")
+    metric = summary["metric"]
+    samples = run_dir.storage.read_jsonl(f"{folder}/samples.jsonl")
+    found = {f"{sample['task']}/{sample['doc_id']}": sample["metrics"].get(metric) for sample in samples}
+    values = {item: float(value) for item, value in found.items() if isinstance(value, int | float)}
+    return Cell(system, benchmark, metric, summary["metrics"][metric], values)
+
+
+def main_table(cells: Sequence[Cell], seed: int) -> list[Row]:
+    """The table's rows in the cells' order; seed: of the bootstrap."""
+    bases = {cell.benchmark: cell for cell in cells if cell.system == BASE}
+    compared = {place: found for place, cell in enumerate(cells) if (found := _compare(cell, bases, seed))}
+    corrected = holm([comparison.p_value for comparison in compared.values()])
+    p_holm = dict(zip(compared, corrected, strict=True))
+    return [_row(cell, compared.get(place), p_holm.get(place)) for place, cell in enumerate(cells)]
+
+
+def _compare(cell: Cell, bases: Mapping[str, Cell], seed: int) -> Comparison | None:
+    base = bases.get(cell.benchmark)
+    if base is None or cell.system == BASE or cell.metric != base.metric:
+        return None
+    same_items = cell.values.keys() == base.values.keys() and len(cell.values) == cell.score["n"]
+    return compare(cell.values, base.values, seed) if same_items and cell.values else None
+
+
+def _row(cell: Cell, against_base: Comparison | None, p_holm: float | None) -> Row:
+    low, high = cell.score["interval"] or (None, None)
+    start = (cell.benchmark, cell.system, cell.metric, cell.score["n"], cell.score["score"])
+    alone = (*start, cell.score["standard_error"], low, high)
+    if against_base is None:
+        return Row(*alone)
+    found = against_base
+    return Row(*alone, found.difference, *found.interval, found.p_value, p_holm, found.test)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows under a header; an empty cell where there is no value."""
+    out = io.StringIO()
+    names = [each.name for each in fields(Row)]
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(row) for row in rows)
+    return out.getvalue()
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """The rows for a terminal, scores in percent, a blank line between benchmarks."""
+    lines = [("benchmark", "system", "n", "score", "± s.e.", "95% interval", "- base", "95% interval", "p", "p (Holm)")]
+    for row in rows:
+        lines.append((
+            row.benchmark,
+            row.system,
+            str(row.n),
+            _percent(row.score),
+            _percent(row.standard_error),
+            _interval(row.low, row.high),
+            _percent(row.difference, "+"),
+            _interval(row.difference_low, row.difference_high, "+"),
+            "" if row.p is None else f"{row.p:.3f}",
+            "" if row.p_holm is None else f"{row.p_holm:.3f}",
+        ))  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = []
+    for place, line in enumerate(lines):
+        if place > 1 and line[0] != lines[place - 1][0]:
+            shown.append("")
+        cells = [text.ljust(width) if column < 2 else text.rjust(width) for column, (text, width) in
+                 enumerate(zip(line, widths, strict=True))]  # fmt: skip
+        shown.append("  ".join(cells).rstrip())
+    return "\n".join(shown)
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{100 * value:{sign}.1f}"
+
+
+def _interval(low: float | None, high: float | None, sign: str = "") -> str:
+    return "" if low is None or high is None else f"{_percent(low, sign)} .. {_percent(high, sign)}"
