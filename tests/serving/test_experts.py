@@ -38,7 +38,9 @@ def _vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         destroy_distributed_environment()
 
 
-def attach(linear: Any, spec: MixtureSpec, theta: Tensor, merge: bool) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+def attach(
+    linear: Any, spec: MixtureSpec, theta: Tensor, merge: bool, is_eager: bool
+) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
     """Random experts on the layer; returns their A and B by expert and part."""
     from selfmoe_ray.serving.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
     from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
@@ -46,7 +48,7 @@ def attach(linear: Any, spec: MixtureSpec, theta: Tensor, merge: bool) -> dict[t
     from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
     n = len(spec.experts)
-    routing = Routing(spec, TokenGates(spec, 16), GateTrace(1, 16, n), len(OUTPUTS), torch.float32)
+    routing = Routing(spec, TokenGates(spec, 16), GateTrace(1, 16, n), len(OUTPUTS), torch.float32, is_eager)
     linear.mixse_experts = experts = StackedExperts(linear, list(OUTPUTS), spec)
     linear.quant_method = MixtureLinearMethod(
         linear.quant_method, routing, 0, theta, merge=merge and experts.block_diagonal
@@ -66,8 +68,9 @@ def attach(linear: Any, spec: MixtureSpec, theta: Tensor, merge: bool) -> dict[t
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "base untouched"])
 @pytest.mark.parametrize("rank", [8, 48], ids=["block-diagonal", "by part"])
+@pytest.mark.parametrize("is_eager", [True, False], ids=["eager", "compiled"])
 @pytest.mark.usefixtures("_vllm")
-def test_a_layer_adds_the_gated_experts(rank: int, merge: bool, bias: bool) -> None:
+def test_a_layer_adds_the_gated_experts(rank: int, merge: bool, bias: bool, is_eager: bool) -> None:
     from vllm.model_executor.layers.linear import QKVParallelLinear
 
     torch.manual_seed(0)
@@ -78,7 +81,7 @@ def test_a_layer_adds_the_gated_experts(rank: int, merge: bool, bias: bool) -> N
     if bias:
         offset = torch.nn.init.normal_(linear.bias).detach().clone()
     theta, x = torch.randn(3, HIDDEN), torch.randn(7, HIDDEN)
-    adapters = attach(linear, spec, theta, merge)
+    adapters = attach(linear, spec, theta, merge, is_eager)
     gates = top_k(torch.softmax(x @ theta.t() * spec.router.tau, -1), 1)
     expected = x @ weight.t() + offset
     for expert, scaling in enumerate(spec.scalings):

@@ -66,4 +66,22 @@ def test_a_pass_leaves_nothing_behind() -> None:
     routing.read(1, torch.ones(3, 6), torch.ones(2, 6))
     assert routing.gates is not None and routing.gates.shape == (3, 3 * 2 * SPEC.rank)
     routing.end()
-    assert routing.gates is None and routing.summed is None
+    assert routing.gates is None and routing.logits is None
+
+
+@pytest.mark.parametrize("names", [[None, None], [None, "top2"], ["coding", "uniform"]])
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_an_eager_engine_routes_as_a_compiled_one(names: list[str | None], accumulate: bool) -> None:
+    spec = SPEC.model_copy(update={"router": RouterShape(accumulate=accumulate)})
+    rows = TokenGates(spec, max_tokens=8)
+    rows.write([parse_gate(name, spec) if name else None for name in names], np.array([2, 1]))
+    draw = torch.Generator().manual_seed(0)
+    hidden, theta = torch.randn(2, 3, 6, generator=draw), torch.randn(2, 2, 6, generator=draw)
+    gates = []
+    for is_eager in (True, False):
+        routing = Routing(spec, rows, GateTrace(2, 8, 2), 3, torch.float32, is_eager)
+        for layer in range(2):
+            routing.read(layer, hidden[layer], theta[layer])
+        assert routing.gates is not None
+        gates.append((torch.stack(routing.of_layers), routing.gates))
+    torch.testing.assert_close(*gates)

@@ -51,7 +51,7 @@ class TokenGates:
     """The gate of every token row of the next forward pass, in buffers at fixed addresses.
 
     k [max_tokens, 1] int32, weights [max_tokens, n] float32. A captured or compiled graph reads the
-    buffers, so a request's gate is data, never a branch.
+    buffers, so a request's gate is data, never a branch. `all_default`: no request of the batch names one.
     """
 
     def __init__(self, spec: MixtureSpec, max_tokens: int):
@@ -59,7 +59,7 @@ class TokenGates:
         self.default = parse_gate("router", spec)
         self.k = torch.full((max_tokens, 1), self.default.k, dtype=torch.int32)
         self.weights = torch.zeros(max_tokens, len(spec.experts), dtype=torch.float32)
-        self._all_default = True
+        self.all_default = True
 
     def read(self, tokens: int) -> tuple[Tensor, Tensor]:
         """k [tokens, 1] and weights [tokens, n]."""
@@ -77,10 +77,10 @@ class TokenGates:
         # The temporaries are pageable, so the copy has left them when it returns.
         self.k[: len(k)].copy_(k)
         self.weights[: len(weights)].copy_(weights)
-        self._all_default = False
+        self.all_default = False
 
     def _reset(self) -> None:
-        if not self._all_default:
+        if not self.all_default:
             self.k.fill_(self.default.k)
             self.weights.zero_()
-            self._all_default = True
+            self.all_default = True

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm import ModelRegistry
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
@@ -71,7 +72,9 @@ class VllmMixture:
         self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts))
         self.packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         parts = max(map(len, self.packed.values()), default=1)
-        self.routing = Routing(self.spec, self.gates, self.trace, parts, vllm_config.model_config.dtype)
+        self.routing = Routing(
+            self.spec, self.gates, self.trace, parts, vllm_config.model_config.dtype, is_eager=_is_eager(vllm_config)
+        )
         self.owns_weights = vllm_config.load_config.load_format in OWN_WEIGHTS
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
         self.thetas: dict[int, Tensor] = {}
@@ -123,6 +126,12 @@ class VllmMixture:
             theta.copy_(thetas[layer if self.spec.router.scope == "layer" else 0])
         experts = {name: linear.mixse_experts for name, linear, _ in self.linears.values()}
         return {f"{name}.mixse_experts.{own}" for name, each in experts.items() for own, _ in each.named_parameters()}
+
+
+def _is_eager(vllm_config: Any) -> bool:
+    """Whether no forward pass of this engine is compiled or captured."""
+    compilation = vllm_config.compilation_config
+    return compilation.mode == CompilationMode.NONE and compilation.cudagraph_mode == CUDAGraphMode.NONE
 
 
 def _parts(path: str, packed: dict[str, list[str]]) -> list[str]:

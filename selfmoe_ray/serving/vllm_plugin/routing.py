@@ -12,40 +12,68 @@ from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
 
 class Routing:
-    """Hands the sum of router logits from layer to layer, and each layer's gates to its linears.
+    """Hands the router's logits from layer to layer, and each layer's gates to its linears.
 
     `gates` [tokens, parts * n * r] has the layout of a linear's A_cat x, for linears of up to `parts`
     parts; `dtype` is the model's. The attributes hold traced tensors while a pass runs and nothing
-    after it, so a compiled graph has no inputs or outputs beyond the model's own.
+    after it, so a compiled graph has no inputs or outputs beyond the model's own. `is_eager` says that
+    no pass is ever compiled or captured, so that Python may choose between operations.
     """
 
-    def __init__(self, spec: MixtureSpec, rows: TokenGates, trace: GateTrace, parts: int, dtype: torch.dtype):
+    def __init__(
+        self,
+        spec: MixtureSpec,
+        rows: TokenGates,
+        trace: GateTrace,
+        parts: int,
+        dtype: torch.dtype,
+        is_eager: bool = False,
+    ):
         num_experts = len(spec.experts)
-        self.shape = spec.router
+        self.spec = spec
+        self.parts = parts
+        self.is_eager = is_eager
         # [n, parts * n * r]: repeats every gate over its expert's ranks, and all for each part.
         self.spread = torch.eye(num_experts, dtype=dtype).repeat_interleave(spec.rank, dim=1).repeat(1, parts)
         self.rows = rows
         self.trace = trace
         self.lower = torch.ones(num_experts, num_experts, dtype=torch.bool).tril(-1)
-        self.summed: Tensor | None = None
+        self.logits: Tensor | None = None
         self.gates: Tensor | None = None
         self.of_layers: list[Tensor] = []
 
     def read(self, layer: int, hidden: Tensor, theta: Tensor) -> None:
         """Set a layer's gates from what its q_proj reads [tokens, hidden]; theta [n, hidden]."""
-        summed = F.linear(hidden.to(torch.float32), theta)
-        if layer and self.shape.accumulate:
-            assert self.summed is not None
-            summed = summed + self.summed
-        depth = layer + 1 if self.shape.accumulate else 1
-        probabilities = torch.softmax(summed * (self.shape.tau / depth), dim=-1)
-        k, weights = self.rows.read(hidden.shape[0])
-        gates = torch.where(ranks(probabilities, self.lower) < k, probabilities, weights)
+        router = self.spec.router
+        hidden_fp32 = hidden.to(torch.float32)
+        if layer and router.accumulate:
+            assert self.logits is not None
+            # tau times the mean over the layers so far; kept as a mean, it is one operation a layer.
+            depth = layer + 1
+            self.logits = torch.addmm(self.logits, hidden_fp32, theta.t(), beta=layer / depth, alpha=router.tau / depth)
+        else:
+            self.logits = F.linear(hidden_fp32, theta) * router.tau
+        gates = self._select(torch.softmax(self.logits, dim=-1))
         self.of_layers = [*self.of_layers, gates] if layer else [gates]
-        self.summed = summed
-        # Once a layer, for all of its linears. An expand would compile to a division for every element
-        # of every linear.
-        self.gates = torch.mm(gates.to(hidden.dtype), self.spread)
+        # Once a layer, for all of its linears.
+        self.gates = self._spread(gates.to(hidden.dtype))
+
+    def _select(self, probabilities: Tensor) -> Tensor:
+        """Each row's gate: its top k, and its constant weights elsewhere, both [tokens, n]."""
+        if self.is_eager and self.rows.all_default:
+            values, experts = probabilities.topk(self.rows.default.k)
+            return torch.zeros_like(probabilities).scatter_(1, experts, values)
+        k, weights = self.rows.read(len(probabilities))
+        return torch.where(ranks(probabilities, self.lower) < k, probabilities, weights)
+
+    def _spread(self, gates: Tensor) -> Tensor:
+        """Gates [tokens, n] in the layout of A_cat x, [tokens, parts * n * r]."""
+        if not self.is_eager:
+            # An expand would compile to a division for every element of every linear.
+            return torch.mm(gates, self.spread)
+        tokens, num_experts = gates.shape
+        shape = (tokens, self.parts, num_experts, self.spec.rank)
+        return gates[:, None, :, None].expand(shape).reshape(tokens, -1)
 
     def end(self) -> None:
         """Close a pass.
@@ -54,7 +82,7 @@ class Routing:
         that follows another.
         """
         self.trace.record(torch.stack(self.of_layers, dim=1))
-        self.summed = self.gates = None
+        self.logits = self.gates = None
         self.of_layers = []
 
 
