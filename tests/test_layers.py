@@ -13,9 +13,10 @@ FLOORS = [
     {"domains", "generation", "reporting"},
     {"mixture", "training"},
     {"evaluation", "serving"},
+    {"diagnosis"},
     {"ray_"},
     {"provenance", "stages", "pipeline"},
-    {"command"},
+    {"command", "doctor"},
     {"eval_command"},
 ]
 

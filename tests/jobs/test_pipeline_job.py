@@ -87,8 +87,10 @@ def wait_for_dashboard(port: int) -> None:
     raise AssertionError("the head's dashboard did not come up")
 
 
-def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", "jobs/pipeline.py"]
+def submit(
+    environment: dict[str, str], *arguments: str, program: tuple[str, ...] = ("jobs/pipeline.py",)
+) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", *program]
     return subprocess.run(
         [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580
     )
@@ -106,6 +108,18 @@ def test_a_relative_root_is_refused_in_a_submitted_job(head: dict[str, str], tmp
     done = submit(head, "--config", "jobs/configs/demo.yaml")
     assert done.returncode != 0
     assert "root: 'runs' is relative, but a submitted job runs in a temporary copy" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_doctor_looks_at_every_node_as_a_submitted_job(head: dict[str, str], tmp_path: Path) -> None:
+    doctor = ("-m", "selfmoe_ray.doctor")
+    done = submit(head, "--root", str(tmp_path), program=doctor)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    for found in ("cluster: 1 nodes answered", f"storage: {tmp_path} can be written", "auth: RAY_AUTH_MODE=token"):
+        assert found in done.stdout
+    assert "failed" not in done.stdout
+    relative = submit(head, program=doctor)
+    assert relative.returncode != 0 and "root: 'runs' is relative" in relative.stdout
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import datasets
-import evaluate  # type: ignore[import-untyped]
+import evaluate
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.sandbox import Limits, run_program
