@@ -8,9 +8,8 @@ from typing import Any
 
 from selfmoe_ray.command import run_command
 
-MAX_MODEL_LEN = 4096
-SHARD_SIZE = 256
 SOURCE_OPTIONS = ("data_root", "task_files", "run_model_written_code", "fewshot_seed")
+MERGE_OPTIONS = ("density", "weights", "rank")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,42 +21,67 @@ def main(argv: list[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Evaluate a run's systems through lm-eval; what is finished is skipped, what was begun goes on."
+        description="Evaluate a run's systems through lm-eval. What is finished is skipped, what was begun goes on."
     )
     parser.add_argument("--run", required=True, metavar="DIR", help="a run with a finished mixture, a path or URI")
     parser.add_argument(
         "--systems",
+        type=_names,
         default="base,experts,mixse",
-        help="of base, experts, expert-<name>, mixse, top<k>, all, uniform (%(default)s)",
+        help="of base, experts, expert-<name>, mixse, top<k>, all, uniform, ties, dare (%(default)s)",
     )
-    parser.add_argument(
+    parser.add_argument("--redo", action="append", default=[], metavar="SYSTEM/BENCHMARK", help="evaluate it anew")
+    parser.add_argument("--verbose", action="store_true", help="show the output of Ray's workers too")
+    _add_task_options(parser.add_argument_group("benchmarks"))
+    _add_engine_options(parser.add_argument_group("engines"))
+    _add_merge_options(parser.add_argument_group("merged baselines", "how ties and dare are made of the experts"))
+    return parser
+
+
+def _add_task_options(group: Any) -> None:
+    group.add_argument(
         "--tasks",
+        type=_names,
         default="paper",
         help="lm-eval tasks; paper and full stand for the paper's benchmarks, in its sizes and whole (%(default)s)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
-    parser.add_argument("--num-fewshot", type=int, metavar="N", help="instead of each benchmark's own")
-    parser.add_argument("--fewshot-seed", type=int, default=1234, help="of the examples in prompts (%(default)s)")
-    parser.add_argument("--data-root", metavar="DIR", help="datasets below this folder instead of the hub's")
-    parser.add_argument("--task-files", metavar="DIR", help="a folder of further lm-eval task files")
-    parser.add_argument(
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
+    group.add_argument("--num-fewshot", type=int, metavar="N", help="instead of each benchmark's own")
+    group.add_argument("--fewshot-seed", type=int, default=1234, metavar="N", help="of the examples (%(default)s)")
+    group.add_argument("--data-root", metavar="DIR", help="take datasets from this folder; nothing is downloaded then")
+    group.add_argument("--task-files", metavar="DIR", help="a folder of further lm-eval task files")
+    group.add_argument(
         "--run-model-written-code",
         action="store_true",
-        help="allow benchmarks that run programs which the model wrote (humaneval, mbpp), in a sandbox here",
+        help="allow benchmarks that run programs which the model wrote (humaneval, mbpp), in a sandbox on this machine",
     )
-    parser.add_argument("--shard-size", type=_positive, default=SHARD_SIZE, metavar="N", help="items (%(default)s)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the engines; the run's own if not given")
-    parser.add_argument(
+
+
+def _add_engine_options(group: Any) -> None:
+    group.add_argument("--shard-size", type=_positive, default=256, metavar="N", help="items at a time (%(default)s)")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], help="the run's own if not given")
+    group.add_argument(
         "--max-model-len",
         type=_positive,
-        default=MAX_MODEL_LEN,
+        default=4096,
         metavar="N",
-        help="tokens of a prompt and its answer, at most what the model can; longer prompts lose their beginning "
-        "(%(default)s)",
+        help="tokens of a prompt and its answer, no more than the model can; a prompt that is too long loses its "
+        "beginning (%(default)s)",
     )
-    parser.add_argument("--redo", action="append", default=[], metavar="SYSTEM/BENCHMARK", help="evaluate this anew")
-    parser.add_argument("--verbose", action="store_true", help="show the output of Ray's workers too")
-    return parser
+
+
+def _add_merge_options(group: Any) -> None:
+    group.add_argument("--merge-density", type=float, default=0.5, metavar="D", help="share kept (%(default)s)")
+    group.add_argument("--merge-weights", type=_numbers, default=(), metavar="W,W", help="1 for ties, 1/n for dare")
+    group.add_argument("--merge-rank", type=_positive, metavar="R", help="the sum of the experts' if not given")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
 
 
 def _positive(text: str) -> int:
@@ -70,13 +94,14 @@ def _positive(text: str) -> int:
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     # Read when these libraries are imported: progress is printed by shard, and a data root is all there is.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if arguments.data_root:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    from selfmoe_ray.config import parse
     from selfmoe_ray.evaluation.ray_job import Options, evaluate_run
     from selfmoe_ray.evaluation.tasks import TaskSource
+    from selfmoe_ray.mixture.merging import MergeConfig
 
-    given = {key: value for key, value in vars(arguments).items() if key not in SOURCE_OPTIONS}
-    source = TaskSource(**{key: getattr(arguments, key) for key in SOURCE_OPTIONS})
-    lists = {key: [name.strip() for name in given[key].split(",") if name.strip()] for key in ("systems", "tasks")}
-    return {"status": "done", "run": evaluate_run(Options(**{**given, **lists}, source=source))}
+    given = vars(arguments)
+    source = TaskSource(**{name: given.pop(name) for name in SOURCE_OPTIONS})
+    merge = parse(MergeConfig, {name: given.pop(f"merge_{name}") for name in MERGE_OPTIONS}, "--merge-*")
+    return {"status": "done", "run": evaluate_run(Options(**given, source=source, merge=merge))}

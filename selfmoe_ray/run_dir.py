@@ -25,6 +25,7 @@ class RunDir:
     EVENTS = "events.jsonl"
     ROUTER = "router"
     MIXSE = "mixse"
+    MERGED = "merged"
     MEASURE = "measure"
     REPORT = "report"
 

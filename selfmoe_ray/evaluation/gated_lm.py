@@ -65,4 +65,5 @@ class GatedEngine:
                 key = zlib.crc32(repr(prompt["prompt_token_ids"]).encode())
                 params.seed = key + repeats[key]
                 repeats[key] += 1
-        return self._llm.generate(prompts, sampling_params=sampling_params, **options)
+        # A bar for each call would hide the progress by shards, and vLLM fails where bars are disabled.
+        return self._llm.generate(prompts, sampling_params=sampling_params, **{**options, "use_tqdm": False})

@@ -33,7 +33,12 @@ class Item:
     @property
     def id(self) -> str:
         """The document's name among all benchmarks."""
-        return f"{self.task}/{self.doc_id}"
+        return item_id(self.task, self.doc_id)
+
+
+def item_id(task: str, doc_id: int) -> str:
+    """The name of a document among all benchmarks."""
+    return f"{task}/{doc_id}"
 
 
 class LoadedBenchmark:
@@ -68,6 +73,11 @@ class LoadedBenchmark:
     def versions(self) -> dict[str, Any]:
         """The version that lm-eval gives each task."""
         return {name: task.VERSION for name, task in self._tasks.items()}
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """All that a document says, its answer included, by the item's id."""
+        return {item_id(*item): "\n".join(_strings(instances[0].doc)) for item, instances in self._instances.items()}
 
     def requests(self, items: Sequence[ItemId]) -> list[Any]:
         """lm-eval's requests for these items, without their documents, which no model needs."""
@@ -170,6 +180,16 @@ def _answer(instance: Any, answers: Iterator[Any]) -> Any:
 
 def _keys(items: Sequence[Item]) -> Iterator[str]:
     return (key for item in items for key in item.metrics)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _strings(each)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from selfmoe_ray.evaluation.harness import item_id
 from selfmoe_ray.evaluation.statistics import Comparison, compare, holm
 from selfmoe_ray.evaluation.systems import BASE
 from selfmoe_ray.run_dir import RunDir
@@ -60,7 +61,7 @@ def _read_cell(run_dir: RunDir, folder: str) -> Cell:
     summary = run_dir.storage.read_json(f"{folder}/scores.json")
     metric = summary["metric"]
     samples = run_dir.storage.read_jsonl(f"{folder}/samples.jsonl")
-    found = {f"{sample['task']}/{sample['doc_id']}": sample["metrics"].get(metric) for sample in samples}
+    found = {item_id(sample["task"], sample["doc_id"]): sample["metrics"].get(metric) for sample in samples}
     values = {item: float(value) for item, value in found.items() if isinstance(value, int | float)}
     return Cell(system, benchmark, metric, summary["metrics"][metric], values)
 

@@ -68,11 +68,11 @@ class Engines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Let the engines shut down before their devices are anyone else's."""
+    def __exit__(self, error: object, *_: object) -> None:
+        """Let the engines shut down before their devices are anyone else's; after an error, end them at once."""
+        if error is None:
+            ray.get([actor.close.remote() for actor in self._actors])
         for actor in self._actors:
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.get(actor.close.remote())
             ray.kill(actor)
 
     def answer(self, shards: Iterable[Shard]) -> Iterator[Answers]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.mixture.merging import METHODS
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 BASE = "base"
@@ -50,9 +51,10 @@ def requested_gates(spec: MixtureSpec) -> dict[str, str]:
 def select_systems(names: Sequence[str], spec: MixtureSpec) -> dict[str, str]:
     """Systems by name, with their gates, each once; "experts" stands for every expert.
 
+    TIES and DARE are gates of the mixture of merges (`mixture.merging`), all others of the run's own.
     Raises UserError for an unknown name, with the nearest that there are.
     """
-    known = requested_gates(spec)
+    known = requested_gates(spec) | {method: method for method in METHODS}
     chosen: dict[str, str] = {}
     for name in names:
         if name == EXPERTS:

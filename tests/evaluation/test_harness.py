@@ -98,3 +98,8 @@ def test_limits_are_by_task_and_a_metric_that_is_not_there_falls_back(load: Any)
     loaded = load("tiny_choice", limit=2, metric="f1,none")
     assert [doc for _, doc in loaded.items] == [0, 1, 0, 1]
     assert loaded.summary(items_in_shards(loaded, 3))["metric"] == "acc,none"
+
+
+def test_an_items_text_is_all_that_its_document_says(load: Any) -> None:
+    texts = load("tiny_choice").texts
+    assert len(texts) == 2 * ROWS and texts["tiny_choice_first/0"].split() == ["train", "function", "numbers"]

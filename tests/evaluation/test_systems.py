@@ -19,11 +19,12 @@ def test_every_system_has_a_gate_of_the_engine() -> None:
 
 
 def test_systems_are_chosen_by_name() -> None:
-    assert select_systems(["mixse", "experts", "base"], SPEC) == {
+    assert select_systems(["mixse", "experts", "base", "ties"], SPEC) == {
         "mixse": "router",
         "expert-math": "math",
         "expert-coding": "coding",
         "base": "base",
+        "ties": "ties",
     }
     with pytest.raises(UserError, match=r"no system 'expert-maths'; did you mean expert-math"):
         select_systems(["base", "expert-maths"], SPEC)
