@@ -59,3 +59,14 @@ def test_load_starts_a_second_replica_and_its_end_stops_it(server: Any, load: An
     assert {outcome.status for outcome in outcomes} == {200} and not any(outcome.broken for outcome in outcomes)
     assert all(outcome.done for outcome in outcomes if outcome.text.startswith("data:"))
     server.wait_for(lambda: len(server.processes("VLLM::EngineCore")) == 1, 10)
+
+
+def test_without_requests_no_replica_stays_and_the_next_request_waits_for_one(server: Any) -> None:
+    scaling = {"min_replicas": 0, "max_replicas": 1, "target_ongoing_requests": 2, "look_back_period_s": 2}
+    delays = {"upscale_delay_s": 0, "downscale_delay_s": 2, "downscale_to_zero_delay_s": 2, "metrics_interval_s": 0.5}
+    server.deploy(autoscaling_config={**scaling, **delays})
+    server.wait_for(lambda: server.replicas() == 0 and server.replicas("STOPPING") == 0, 120)
+    assert not server.processes("VLLM::EngineCore")
+    answer = server.openai(timeout=300).completions.create(model="tiny", prompt="a", max_tokens=4)
+    assert answer.choices[0].text
+    assert server.replicas() == 1
