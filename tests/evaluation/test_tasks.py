@@ -8,6 +8,7 @@ import pytest
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.benchmarks import Benchmark, preset, select_benchmarks
+from selfmoe_ray.evaluation.harness import load_benchmark
 from selfmoe_ray.evaluation.tasks import TaskSource, check_names, load_task, task_manager
 from tests.evaluation.tiny_tasks import write_tiny_tasks
 
@@ -32,6 +33,17 @@ def test_model_written_code_needs_its_flag(tmp_path: Path) -> None:
     given = source(tmp_path)
     with pytest.raises(UserError, match="--run-model-written-code"):
         load_task("tiny_code", given, task_manager(given, include_defaults=False))
+
+
+def test_programs_run_in_the_sandboxed_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    given = source(tmp_path, run_model_written_code=True)
+    manager = task_manager(given, include_defaults=False)
+    loaded = load_benchmark(Benchmark("tiny_program", "tiny_program", limit=3), given, manager)
+    programs = ["def plus_one(n): return n + 1", "def plus_one(n): return 1", "import socket; socket.socket()"]
+    items = loaded.score(loaded.items, programs)
+    assert [item.metrics["passed,none"] for item in items] == [1.0, 0.0, 0.0]
+    assert loaded.summary(items)["metrics"]["passed,none"]["score"] == pytest.approx(1 / 3)
 
 
 def test_missing_data_names_the_folder_that_was_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""lm-eval task files over a few rows of their own: a generation task and a group of two multiple-choice tasks.
+"""lm-eval task files over a few rows of their own: a generation task, a group of two multiple-choice tasks, and two
+that run programs, of which one has no data.
 
 Prompts show two examples, drawn anew for each document.
 """
@@ -54,6 +55,33 @@ test_split: test
 doc_to_text: "{{text}}"
 doc_to_target: "{{text}}"
 """
+PROGRAM = """
+task: tiny_program
+unsafe_code: true
+output_type: generate_until
+doc_to_target: "{{number}}"
+process_results: !function tiny_programs.passed
+generation_kwargs: {until: ["Which"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: passed, aggregation: mean, higher_is_better: true}]
+"""
+# As lm-eval's own code tasks do: the metric is loaded and tried with the task.
+PROGRAMS = """
+import evaluate
+
+code_eval = evaluate.load("code_eval")
+
+
+def run(program, number):
+    tests = [f"assert plus_one({number}) == {number + 1}"]
+    return code_eval.compute(references=tests, predictions=[[program]], k=[1])[0]["pass@1"]
+
+
+run("def plus_one(n): return n", 1)
+
+
+def passed(doc, results):
+    return {"passed": run(results[0], doc["number"])}
+"""
 # Without a last character that is cut short, which backends show differently.
 SCORING = "def distinct(doc, results):\n    return {'distinct': len(set(results[0].rstrip('\\ufffd')))}\n"
 
@@ -71,4 +99,6 @@ def write_tiny_tasks(folder: Path) -> Path:
         (folder / f"{kind}.yaml").write_text(data + CHOICE.format(kind=kind, target=target))
     (folder / "group.yaml").write_text(GROUP)
     (folder / "code.yaml").write_text(CODE)
+    (folder / "tiny_programs.py").write_text(PROGRAMS)
+    (folder / "program.yaml").write_text(data + PROGRAM)
     return folder
