@@ -20,6 +20,10 @@ _KV_CACHE_GIB_CPU = 2
 # Short blocks let the prefix cache keep nearly all of a prompt's constant start (vLLM's CPU default is 128).
 _BLOCK_SIZE_CPU = 32
 
+# A request whose `extra_args` has it is answered once, at its end: vLLM's own setting is an enumeration, which
+# Ray Data's rows cannot carry, and without it every step makes an answer for every request in the batch.
+FINAL_ONLY_KEY = "selfmoe_final_only"
+
 
 @dataclass(frozen=True)
 class Pool:

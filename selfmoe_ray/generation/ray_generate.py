@@ -17,6 +17,7 @@ from selfmoe_ray.events import Emit
 from selfmoe_ray.generation import prompts
 from selfmoe_ray.generation.assembly import PartAssembler, Progress
 from selfmoe_ray.generation.engines import (
+    FINAL_ONLY_KEY,
     EnginePlan,
     Pool,
     concurrent_requests,
@@ -208,6 +209,7 @@ def sampling_params(generation: GenerationConfig, phase: Phase) -> dict[str, Any
         "top_p": chosen.top_p,
         "max_tokens": chosen.max_tokens,
         "stop": list(prompts.STOP),
+        "extra_args": {FINAL_ONLY_KEY: True},
     }
 
 

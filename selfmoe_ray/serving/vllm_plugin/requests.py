@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.generation.engines import FINAL_ONLY_KEY
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.serving.vllm_plugin import seeds, traced
 from selfmoe_ray.serving.vllm_plugin.gates import RowGate, parse_gate
@@ -26,7 +27,10 @@ def requested_gate(sampling_params: Any, spec: MixtureSpec) -> RowGate | None:
 
 
 def install() -> None:
-    """In every process that takes requests: check the gate and salt the request's prefix cache with it."""
+    """In every process that takes requests: check the gate and salt the request's prefix cache with it.
+
+    Requests of generation, whatever their model, are answered once.
+    """
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.engine.output_processor import OutputProcessor
 
@@ -62,6 +66,7 @@ def _wrap(cls: type, method: str, wrapper: Any) -> None:
 
 def _salt(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     request = process_inputs(self, *args, **kwargs)
+    set_output_kind(request.sampling_params)
     section = getattr(self.model_config.hf_config, "mixse", None)
     if section is None:
         return request
@@ -75,6 +80,14 @@ def _salt(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     if gate is not None:
         request.cache_salt = f"{request.cache_salt or ''}|{gate}"
     return request
+
+
+def set_output_kind(sampling_params: Any) -> None:
+    """Have a request that asks for it (`FINAL_ONLY_KEY`) answered once, at its end."""
+    from vllm.sampling_params import RequestOutputKind
+
+    if (getattr(sampling_params, "extra_args", None) or {}).get(FINAL_ONLY_KEY):
+        sampling_params.output_kind = RequestOutputKind.FINAL_ONLY
 
 
 def _write_gates(prepare_inputs: Any, self: Any, scheduler_output: Any, tokens: np.ndarray) -> Any:
