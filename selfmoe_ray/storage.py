@@ -55,27 +55,23 @@ class Storage:
 
     def list_files(self, folder: str) -> list[str]:
         """Sorted names (relative to the root) of the files directly in a folder; [] where it is missing."""
-        if self.is_local:
-            where = Path(self.path(folder))
-            names = [entry.name for entry in where.iterdir() if entry.is_file()] if where.is_dir() else []
-            return sorted(f"{folder}/{name}" for name in names if not name.startswith(".tmp-"))
-        from pyarrow import fs
-
-        filesystem, base = self._remote
-        infos = filesystem.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
-        return sorted(f"{folder}/{info.base_name}" for info in infos if info.is_file)
+        return self._list(folder, files=True)
 
     def list_folders(self, folder: str) -> list[str]:
         """Sorted names (relative to the root) of the folders directly in a folder; [] where it is missing."""
+        return self._list(folder, files=False)
+
+    def _list(self, folder: str, files: bool) -> list[str]:
         if self.is_local:
             where = Path(self.path(folder))
-            names = [entry.name for entry in where.iterdir() if entry.is_dir()] if where.is_dir() else []
+            entries = where.iterdir() if where.is_dir() else ()
+            names = [entry.name for entry in entries if (entry.is_file() if files else entry.is_dir())]
             return sorted(f"{folder}/{name}" for name in names if not name.startswith(".tmp-"))
         from pyarrow import fs
 
         filesystem, base = self._remote
         infos = filesystem.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
-        return sorted(f"{folder}/{info.base_name}" for info in infos if not info.is_file)
+        return sorted(f"{folder}/{info.base_name}" for info in infos if info.is_file == files)
 
     def read_bytes(self, name: str) -> bytes:
         """A file's content; FileNotFoundError names it where it is missing."""

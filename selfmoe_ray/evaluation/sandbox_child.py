@@ -102,6 +102,7 @@ def main() -> None:
         program = sys.modules["__main__"] = types.ModuleType("__main__")
         exec(compile(request["program"], "program.py", "exec"), program.__dict__)
         sys.stdout.flush()
+    # Whatever the program raises, SystemExit too, is its failure.
     except BaseException as error:
         with contextlib.suppress(Exception):
             sys.stdout.flush()

@@ -84,9 +84,9 @@ def _salt(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def set_output_kind(sampling_params: Any) -> None:
     """Have a request that asks for it (`FINAL_ONLY_KEY`) answered once, at its end."""
-    from vllm.sampling_params import RequestOutputKind
-
     if (getattr(sampling_params, "extra_args", None) or {}).get(FINAL_ONLY_KEY):
+        from vllm.sampling_params import RequestOutputKind
+
         sampling_params.output_kind = RequestOutputKind.FINAL_ONLY
 
 
