@@ -104,9 +104,10 @@ class RouterTrainingConfig(OptimizerConfig):
 
 
 class TrainingConfig(Section):
-    """From examples to experts and a router."""
+    """From examples to experts and a router. `synthetic_share`: of each domain's synthetic rows."""
 
     sources: list[Literal["synthetic", "seeds"]] = Field(["synthetic"], min_length=1)
+    synthetic_share: float = Field(1.0, gt=0, le=1)
     max_length: int = Field(1024, ge=16)
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     experts: OptimizerConfig = OptimizerConfig()
@@ -148,8 +149,12 @@ class TrainingResources(Section):
 
 
 class Resources(Section):
-    """Every number about devices; none of them changes what a run computes."""
+    """Every number about devices; none of them changes what a run computes.
 
+    check_memory: refuse a plan whose estimate exceeds a device's memory.
+    """
+
+    check_memory: bool = True
     generation: GenerationResources = GenerationResources()
     training: TrainingResources = TrainingResources()
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "config", "records", "storage", "run_dir", "events", "base_model", "gguf", "fingerprint"},
     {"domains", "generation", "reporting"},
     {"mixture", "training"},
-    {"evaluation", "serving"},
+    {"evaluation", "serving", "planning"},
     {"diagnosis"},
     {"ray_"},
     {"provenance", "stages", "pipeline"},

@@ -17,6 +17,7 @@ _MAX_NUM_SEQS_CPU, _MAX_NUM_SEQS_GPU = 64, 256
 # Tokens of one step: what vLLM takes for an `LLM`; its default for other engines favours early first tokens.
 _MAX_NUM_BATCHED_TOKENS_CPU, _MAX_NUM_BATCHED_TOKENS_GPU = 4096, 8192
 _KV_CACHE_GIB_CPU = 2
+KV_CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 # Short blocks let the prefix cache keep nearly all of a prompt's constant start (vLLM's CPU default is 128).
 _BLOCK_SIZE_CPU = 32
 
@@ -129,7 +130,7 @@ def env_vars(plan: EnginePlan, resources: GenerationResources, is_single_node: b
     """Environment of the engines' processes; `resources.env_vars` has the last word."""
     if plan.gpus:
         return dict(resources.env_vars)
-    settings = {"VLLM_CPU_KVCACHE_SPACE": str(_KV_CACHE_GIB_CPU), "VLLM_LOGGING_LEVEL": "ERROR"}
+    settings = {KV_CACHE_SPACE: str(_KV_CACHE_GIB_CPU), "VLLM_LOGGING_LEVEL": "ERROR"}
     if is_single_node and sum(pool.engines for pool in plan.pools) == 1:
         # Left alone, vLLM keeps a core back for its scheduler, half of a two-core machine.
         settings["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))

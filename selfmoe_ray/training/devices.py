@@ -13,10 +13,13 @@ from selfmoe_ray.training.plan import TrainerPlan
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a cluster has: CPUs and GPUs of each node that runs workers."""
+    """What a cluster has: CPUs, GPUs and bytes of memory of each node that runs workers, and the bytes of its
+    smallest GPU. What is not known of memory is empty or None."""
 
     node_cpus: tuple[int, ...]
     node_gpus: tuple[int, ...]
+    node_memory: tuple[int, ...] = ()
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True)
