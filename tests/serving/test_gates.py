@@ -25,6 +25,7 @@ SPEC = MixtureSpec(experts=("math", "coding"), ranks=(4, 4), alphas=(8.0, 8.0), 
         ("base", RowGate(0, (0.0, 0.0))),
         ("uniform", RowGate(0, (0.5, 0.5))),
         ("coding", RowGate(0, (0.0, 1.0))),
+        ("random", RowGate(0, (0.0, 0.0), is_random=True)),
     ],
 )
 def test_names(name: str, gate: RowGate) -> None:
@@ -39,13 +40,28 @@ def test_unknown_names_are_refused_with_the_known_ones(value: object) -> None:
 
 def test_each_token_row_has_its_requests_gate_and_the_default_returns() -> None:
     rows = TokenGates(SPEC, max_tokens=8)
-    rows.write([None, parse_gate("coding", SPEC), parse_gate("top2", SPEC)], np.array([2, 1, 3]))
+    rows.write([None, parse_gate("coding", SPEC), parse_gate("top2", SPEC)], np.zeros(3, int), np.array([2, 1, 3]))
     k, weights = rows.read(6)
     assert k[:, 0].tolist() == [1, 1, 0, 2, 2, 2]
     assert weights.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0], [0, 0], [0, 0]]
-    rows.write([None], np.array([4]))
+    rows.write([None], np.array([7]), np.array([4]))
     k, weights = rows.read(8)
     assert k[:, 0].tolist() == [1] * 8 and not weights.any()
+
+
+def test_random_experts_go_by_position_and_not_by_batch() -> None:
+    rows = TokenGates(SPEC, max_tokens=512)
+    rows.write([parse_gate("random", SPEC)], np.array([0]), np.array([400]))
+    whole = rows.read(400)[1].clone()
+    assert torch.equal(whole.sum(1), torch.ones(400)) and whole.unique().tolist() == [0, 1]
+    assert whole.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.1)
+    names = ["coding", "random", None, "random"]
+    gates = [parse_gate(name, SPEC) if name else None for name in names]
+    rows.write(gates, np.array([9, 100, 0, 30]), np.array([2, 50, 1, 10]))
+    k, weights = rows.read(63)
+    assert torch.equal(weights[2:52], whole[100:150]) and torch.equal(weights[53:], whole[30:40])
+    assert weights[:2].tolist() == [[0, 1]] * 2 and not weights[52].any()
+    assert k[:, 0].tolist() == [0] * 52 + [1] + [0] * 10
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -74,7 +90,7 @@ def test_a_pass_leaves_nothing_behind() -> None:
 def test_an_eager_engine_routes_as_a_compiled_one(names: list[str | None], accumulate: bool) -> None:
     spec = SPEC.model_copy(update={"router": RouterShape(accumulate=accumulate)})
     rows = TokenGates(spec, max_tokens=8)
-    rows.write([parse_gate(name, spec) if name else None for name in names], np.array([2, 1]))
+    rows.write([parse_gate(name, spec) if name else None for name in names], np.array([0, 5]), np.array([2, 1]))
     draw = torch.Generator().manual_seed(0)
     hidden, theta = torch.randn(2, 3, 6, generator=draw), torch.randn(2, 2, 6, generator=draw)
     gates = []

@@ -5,7 +5,7 @@ its processes. For every architecture that vLLM knows, "Mixse" + its name become
 too; the class is built when a checkpoint asks for it.
 
 A request chooses its gate by `SamplingParams(extra_args={"mixse_gate": ...})`, over HTTP by
-`"vllm_xargs": {"mixse_gate": ...}`: "router" (the default), "top<k>", "base", "uniform" or the name
+`"vllm_xargs": {"mixse_gate": ...}`: "router" (the default), "top<k>", "base", "uniform", "random" or the name
 of an expert. Each row of a batch has its own gate, and requests share cached prefixes only with
 requests of the same gate.
 """

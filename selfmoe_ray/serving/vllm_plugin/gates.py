@@ -11,21 +11,27 @@ import torch
 from torch import Tensor
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.gate import random_gates
 from selfmoe_ray.mixture.spec import MixtureSpec
 
-RESERVED = re.compile(r"router|base|uniform|top\d+")
+RESERVED = re.compile(r"router|base|uniform|random|top\d+")
 
 
 @dataclass(frozen=True)
 class RowGate:
-    """A token's gate: the router's top k, and constant weights for the experts that it does not pick."""
+    """A token's gate: the router's top k, and constant weights for the experts that it does not pick.
+
+    is_random: each token has an expert of its own instead of the weights, drawn by its position alone, so
+    that neither the batch nor the prefix cache changes it; the same one in all layers.
+    """
 
     k: int
     weights: tuple[float, ...]
+    is_random: bool = False
 
 
 def parse_gate(value: object, spec: MixtureSpec) -> RowGate:
-    """The gate that a request names: "router", "top<k>", "base", "uniform" or an expert.
+    """The gate that a request names: "router", "top<k>", "base", "uniform", "random" or an expert.
 
     Raises UserError for anything else.
     """
@@ -37,12 +43,14 @@ def parse_gate(value: object, spec: MixtureSpec) -> RowGate:
         return RowGate(0, zeros)
     if value == "uniform":
         return RowGate(0, (1.0 / n,) * n)
+    if value == "random":
+        return RowGate(0, zeros, is_random=True)
     if value in spec.experts:
         return RowGate(0, tuple(float(name == value) for name in spec.experts))
     if isinstance(value, str) and re.fullmatch(r"top\d+", value) and 1 <= int(value[3:]) <= n:
         return RowGate(int(value[3:]), zeros)
     raise UserError(
-        f"mixse_gate is {value!r}; it must be router, base, uniform, top1 to top{n}, "
+        f"mixse_gate is {value!r}; it must be router, base, uniform, random, top1 to top{n}, "
         f"or an expert ({', '.join(spec.experts)})"
     )
 
@@ -65,8 +73,8 @@ class TokenGates:
         """k [tokens, 1] and weights [tokens, n]."""
         return self.k.narrow(0, 0, tokens), self.weights.narrow(0, 0, tokens)
 
-    def write(self, gates: Sequence[RowGate | None], tokens: np.ndarray) -> None:
-        """Set the gates of a batch: one a request (None for the default) and its number of tokens."""
+    def write(self, gates: Sequence[RowGate | None], positions: np.ndarray, tokens: np.ndarray) -> None:
+        """Set the gates of a batch: one a request (None for the default), its first position and number of tokens."""
         if all(gate is None for gate in gates):
             self._reset()
             return
@@ -74,6 +82,9 @@ class TokenGates:
         token_rows = torch.from_numpy(np.repeat(np.arange(len(rows)), tokens))
         k = torch.tensor([[row.k] for row in rows], dtype=torch.int32)[token_rows]
         weights = torch.tensor([row.weights for row in rows], dtype=torch.float32)[token_rows]
+        if any(row.is_random for row in rows):
+            is_random = torch.tensor([row.is_random for row in rows])[token_rows]
+            weights[is_random] = _random_weights(positions, tokens, weights.shape[1])[is_random]
         # The temporaries are pageable, so the copy has left them when it returns.
         self.k[: len(k)].copy_(k)
         self.weights[: len(weights)].copy_(weights)
@@ -84,3 +95,10 @@ class TokenGates:
             self.k.fill_(self.default.k)
             self.weights.zero_()
             self.all_default = True
+
+
+def _random_weights(positions: np.ndarray, tokens: np.ndarray, n: int) -> Tensor:
+    """One expert a token, one-hot [tokens of the batch, n]."""
+    firsts = np.cumsum(tokens) - tokens
+    of_token = torch.from_numpy(np.repeat(positions - firsts, tokens) + np.arange(tokens.sum()))
+    return random_gates(torch.zeros_like(of_token)[None], of_token[None], layer=0, n=n, k=1, seed=0)[0]

@@ -36,9 +36,9 @@ class MixseModelState(DefaultModelState):
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         """The model's inputs, as ever; the gates go to their buffers."""
         gates = [self._gates.get(name) for name in input_batch.req_ids]
-        self.model.mixture.gates.write(gates, input_batch.num_scheduled_tokens)
+        positions, tokens = input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens
+        self.model.mixture.gates.write(gates, positions, tokens)
         if self._levels.keys() >= set(input_batch.req_ids):  # else a dummy batch
             levels = [self._levels[name] for name in input_batch.req_ids]
-            positions, tokens = input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens
             self.model.mixture.trace.begin_step(input_batch.req_ids, levels, positions, tokens)
         return super().prepare_inputs(input_batch, req_states)

@@ -95,8 +95,8 @@ def _write_gates(prepare_inputs: Any, self: Any, scheduler_output: Any, tokens: 
     mixture = getattr(self.get_model(), "mixture", None)
     if mixture is not None:
         params = [self.requests[name].sampling_params for name in self.input_batch.req_ids]
-        mixture.gates.write([requested_gate(each, mixture.spec) for each in params], tokens)
+        positions = self.input_batch.num_computed_tokens_cpu[: len(params)]
+        mixture.gates.write([requested_gate(each, mixture.spec) for each in params], positions, tokens)
         levels = [requested_level(each) for each in params]
-        positions = self.input_batch.num_computed_tokens_cpu[: len(levels)]
         mixture.trace.begin_step(self.input_batch.req_ids, levels, positions, tokens)
     return prepared
