@@ -148,6 +148,14 @@ class TrainingResources(Section):
     max_failures: int = Field(3, ge=0)
 
 
+class ClusterResources(Section):
+    """What has to be there before work begins, and how long an autoscaler may take to bring it."""
+
+    cpus: int = Field(0, ge=0)
+    gpus: int = Field(0, ge=0)
+    wait_seconds: float = Field(1800, gt=0)
+
+
 class Resources(Section):
     """Every number about devices; none of them changes what a run computes.
 
@@ -155,6 +163,7 @@ class Resources(Section):
     """
 
     check_memory: bool = True
+    cluster: ClusterResources = ClusterResources()
     generation: GenerationResources = GenerationResources()
     training: TrainingResources = TrainingResources()
 

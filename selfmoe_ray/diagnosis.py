@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.storage import Storage
+from selfmoe_ray.training.devices import Cluster
 
 PLUGIN_GROUP, PLUGIN = "vllm.general_plugins", "mixse"
 # The distributions that vLLM comes as; all import as `vllm`.
@@ -33,13 +36,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Node:
-    """What a process sees of its own machine. storage: what writing to the root failed with, or ""."""
+    """What a process sees of its own machine. storage: what using the root failed with, or "". gpu_memory: bytes
+    of the smallest GPU, None where none is seen."""
 
     host: str
     python: str
     packages: Mapping[str, str]
     has_plugin: bool
     storage: str
+    gpu_memory: int | None = None
 
 
 def diagnose_machine(root: str) -> Iterator[Finding]:
@@ -174,24 +179,69 @@ def check_nodes(driver: Node, nodes: Sequence[Node], root: str) -> Iterator[Find
             yield Finding(f"node {node.host}", finding.status, finding.found, finding.remedy)
 
 
-def look_at_node(root: str) -> Node:
-    """This process's machine."""
+def look_at_node(root: str, mark: str = "") -> Node:
+    """This process's machine; mark: a file below the root that the driver wrote."""
     import platform
 
     packages = {name: installed_version(name) or "missing" for name in COMPARED_PACKAGES}
-    return Node(platform.node(), platform.python_version(), packages, has_plugin(), write_probe(root))
+    return Node(
+        platform.node(), platform.python_version(), packages, has_plugin(), write_probe(root, mark), gpu_memory()
+    )
 
 
-def write_probe(root: str) -> str:
-    """Write, read and delete a small file below the root; what went wrong, or ""."""
+def write_probe(root: str, mark: str = "") -> str:
+    """Write, read and delete a small file below the root; what went wrong, or "".
+
+    Where `mark` is given and not found, the root is another folder than that of who wrote it.
+    """
     storage, name, content = Storage(root), f".probe-{uuid.uuid4().hex}", b"selfmoe_ray"
     try:
         storage.write_bytes(name, content)
         same = storage.read_bytes(name) == content
         storage.delete(name)
+        if mark and not storage.exists(mark):
+            return "not the folder that the driver writes to, but one of this machine's own"
     except (OSError, UserError) as error:
         return str(error).splitlines()[0]
     return "" if same else "a file read back differs from what was written"
+
+
+@contextmanager
+def mark_of_driver(root: str) -> Iterator[str]:
+    """A file below the root for other machines to find. Raises UserError where it cannot be written."""
+    storage, mark = Storage(root), f".probe-{uuid.uuid4().hex}"
+    try:
+        storage.write_bytes(mark, b"")
+    except OSError as error:
+        raise UserError(f"root: {root!r} cannot be written: {error}") from error
+    try:
+        yield mark
+    finally:
+        storage.delete(mark)
+
+
+def this_machine() -> Cluster:
+    """A cluster of this machine alone."""
+    import psutil
+
+    gpus = _gpu_sizes()
+    memory = psutil.virtual_memory().total
+    return Cluster((len(os.sched_getaffinity(0)),), (len(gpus),), (memory,), min(gpus, default=None))
+
+
+def gpu_memory() -> int | None:
+    """Bytes of this machine's smallest NVIDIA GPU, None where none is seen."""
+    return min(_gpu_sizes(), default=None)
+
+
+def _gpu_sizes() -> list[int]:
+    """Bytes of each NVIDIA GPU, as its driver tells; torch would take a context on each to say it."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        mebibytes = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [int(size) * 2**20 for size in mebibytes]
 
 
 def installed_version(name: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from selfmoe_ray.ray_session import check_root, ray_session
 from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.stages import Context, Settings, Stage, delete_from, missing, run_stages
+from selfmoe_ray.training.mixse import assemble, mixse_manifest
 from selfmoe_ray.training.stage import expert_manifest, router_manifest
 
 
@@ -88,32 +88,7 @@ def _train_router(context: Context) -> None:
 
 
 def _assemble(context: Context) -> None:
-    from selfmoe_ray.mixture.checkpoint import assemble_mixse
-    from selfmoe_ray.mixture.spec import MixtureSpec
-
-    start = time.monotonic()
-    run_dir, base = context.run_dir, context.base
-    spec = MixtureSpec.uniform(context.names, context.config.mixture, base.value, base.content_hash)
-    with contextlib.ExitStack() as stack:
-        read = run_dir.storage.local_folder_to_read
-        experts = {name: stack.enter_context(read(run_dir.expert(name))) for name in context.names}
-        router = stack.enter_context(read(run_dir.ROUTER))
-        folder = stack.enter_context(run_dir.storage.local_folder_to_write(run_dir.MIXSE))
-        assemble_mixse(spec, experts, router, folder, base)
-    settings, inputs = _mixse_manifest(context)
-    counts = {"experts": len(context.names)}
-    run_dir.write_manifest(run_dir.MIXSE, settings, inputs, counts, time.monotonic() - start)
-
-
-def _mixse_manifest(context: Context) -> Settings:
-    run_dir = context.run_dir
-    folders = [*map(run_dir.expert, context.names), run_dir.ROUTER]
-    settings = {
-        "mixture": context.config.mixture.model_dump(),
-        "base_model": context.base.value,
-        "base_hash": context.base.content_hash,
-    }
-    return settings, {folder: run_dir.manifest_hash(folder) for folder in folders}
+    assemble(context.config, context.names, context.base, context.run_dir)
 
 
 def _measure(context: Context) -> None:
@@ -169,7 +144,7 @@ STAGES = (
     Stage(
         name="mixse",
         folders=lambda context: [context.run_dir.MIXSE],
-        expected=lambda context, _: _mixse_manifest(context),
+        expected=lambda context, _: mixse_manifest(context.config, context.names, context.base, context.run_dir),
         run=_assemble,
     ),
     Stage(

@@ -1,43 +1,87 @@
-"""The doctor's checks on every node of a Ray cluster."""
+"""The doctor's checks on every node of a Ray cluster; a run makes them before its work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from selfmoe_ray.diagnosis import Finding, check_nodes, look_at_node
+from selfmoe_ray.base_model import BaseModel, resolve
+from selfmoe_ray.diagnosis import Finding, Node, check_nodes, look_at_node, mark_of_driver
+from selfmoe_ray.errors import UserError
 
 ANSWER_SECONDS = 120
+# Long enough to fetch a large model.
+RESOLVE_SECONDS = 4 * 3600
 
 
 def diagnose_cluster(root: str) -> Iterator[Finding]:
     """Have each node of the cluster that RAY_ADDRESS names look at itself. Raises UserError where there is none,
     or where the root is relative in a submitted job."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     from selfmoe_ray.ray_session import check_root, ray_session
 
     check_root(root)
     with ray_session():
-        look: Any = ray.remote(num_cpus=0)(look_at_node)
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        answers = {
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                root
-            ): node
-            for node in alive
-        }
-        ready, late = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
-        nodes = []
-        for answer in ready:
-            try:
-                nodes.append(ray.get(answer))
-            except ray.exceptions.RayError as error:
-                host = answers[answer]["NodeManagerHostname"]
-                reason = str(error).strip().splitlines()[-1]
-                yield Finding(f"node {host}", "failed", reason, "install selfmoe_ray there, from the same lock")
-        for answer in late:
-            host = answers[answer]["NodeManagerHostname"]
-            yield Finding(f"node {host}", "failed", f"no answer in {ANSWER_SECONDS} s", "look at its logs")
-        yield from check_nodes(look_at_node(root), nodes, root)
+        yield from look_at_nodes(root)[1]
+
+
+def require_healthy_nodes(root: str) -> list[Node]:
+    """Every node as it sees itself. Raises UserError where one cannot do a run's work: other versions, or a root
+    that it cannot write, or that is another folder there than here. Needs a running Ray."""
+    nodes, findings = look_at_nodes(root)
+    problems = [f"  {each.check}: {each.found}; {each.remedy}" for each in findings if each.status == "failed"]
+    if problems:
+        raise UserError("\n".join(["the cluster's nodes cannot do this run's work:", *problems]))
+    return nodes
+
+
+def look_at_nodes(root: str) -> tuple[list[Node], list[Finding]]:
+    """What each node sees, and what that says about the cluster. Needs a running Ray."""
+    nodes, findings = [], []
+    with mark_of_driver(root) as mark:
+        for host, answer in ask_every_node(look_at_node, root, mark, seconds=ANSWER_SECONDS):
+            if isinstance(answer, Node):
+                nodes.append(answer)
+            else:
+                findings.append(
+                    Finding(f"node {host}", "failed", answer, "install selfmoe_ray there, from the same lock")
+                )
+        return nodes, [*findings, *check_nodes(look_at_node(root, mark), nodes, root)]
+
+
+def resolve_on_nodes(base: BaseModel, trust_remote_code: bool) -> None:
+    """Have the base model on every node at the driver's path, which engines are given; fetches it where missing.
+
+    Raises UserError where a node cannot have it, or has it elsewhere. Needs a running Ray.
+    """
+    problems = []
+    for host, answer in ask_every_node(resolve, base.value, trust_remote_code, seconds=RESOLVE_SECONDS):
+        if not isinstance(answer, BaseModel):
+            problems.append(f"  node {host}: {answer}")
+        elif answer != base:
+            problems.append(f"  node {host}: it is at {answer.path} with content hash {answer.content_hash}")
+    if problems:
+        where = f"base_model: {base.value!r} is at {base.path} with content hash {base.content_hash} here, but"
+        remedy = "  use one image on all nodes, the same HF_HOME, or give a directory that every node sees"
+        raise UserError("\n".join([where, *problems, remedy]))
+
+
+def ask_every_node(function: Callable[..., Any], *arguments: Any, seconds: float) -> Iterator[tuple[str, Any]]:
+    """(host, its answer) of a function that every living node runs; a failure is its last line, a str."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask: Any = ray.remote(num_cpus=0)(function)
+    hosts = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            hosts[ask.options(scheduling_strategy=there).remote(*arguments)] = node["NodeManagerHostname"]
+    ready, late = ray.wait(list(hosts), num_returns=len(hosts), timeout=seconds)
+    for answer in ready:
+        try:
+            yield hosts[answer], ray.get(answer)
+        except ray.exceptions.RayError as error:
+            yield hosts[answer], str(error).strip().splitlines()[-1]
+    for answer in late:
+        ray.cancel(answer, force=True)
+        yield hosts[answer], f"no answer in {seconds:g} s"

@@ -28,19 +28,19 @@ class RunDir:
     MERGED = "merged"
     MEASURE = "measure"
     REPORT = "report"
+    # In a folder: what unfinished work in it is made with.
+    BEGUN = "begun.json"
 
     @staticmethod
     def data(domain: str) -> str:
         """The folder of a domain's rows."""
         return f"data/{domain}"
 
-    @staticmethod
-    def expert(domain: str) -> str:
+    def expert(self, domain: str) -> str:
         """The folder of an expert: a stock PEFT adapter, its metrics and its manifest."""
         return f"experts/{domain}"
 
-    @staticmethod
-    def checkpoints(trainer: str) -> str:
+    def checkpoints(self, trainer: str) -> str:
         """The folder in which a trainer keeps its resumable state."""
         return f"checkpoints/{trainer}"
 
@@ -48,6 +48,11 @@ class RunDir:
     def evaluation(system: str, benchmark: str) -> str:
         """The folder of one system's scores and answers on one benchmark."""
         return f"eval/{system}/{benchmark}"
+
+    @staticmethod
+    def variant(name: str) -> str:
+        """The folder of a mixture that was trained otherwise on the run's data."""
+        return f"variants/{name}"
 
     # The run as a whole.
     def write_start(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -156,7 +161,7 @@ class RunDir:
 
         Raises UserError, as `is_done`, where the folder holds unfinished work made otherwise.
         """
-        name = f"{folder}/begun.json"
+        name = f"{folder}/{self.BEGUN}"
         if self.storage.exists(name):
             self._refuse_other(folder, self.storage.read_json(name), {"settings": settings}, redo)
         else:
@@ -174,6 +179,34 @@ class RunDir:
             f"  to make it anew:   add --redo {redo} (deletes this stage's results and those that follow)\n"
             f"  to have both:      choose another run_name"
         )
+
+
+class VariantDir(RunDir):
+    """A mixture that was trained otherwise on a run's data: its own folders are below the run's `variants/<variant>/`.
+
+    shares_experts: its experts are the run's; else they are its own, as router and `mixse/` always are.
+    """
+
+    def __init__(self, run_dir: RunDir, variant: str, shares_experts: bool):
+        self.storage = run_dir.storage
+        self.run_name = run_dir.run_name
+        self.folder = run_dir.variant(variant)
+        self.shares_experts = shares_experts
+        self.ROUTER = f"{self.folder}/{RunDir.ROUTER}"
+        self.MIXSE = f"{self.folder}/{RunDir.MIXSE}"
+
+    def expert(self, domain: str) -> str:
+        """The folder of an expert."""
+        own = super().expert(domain)
+        return own if self.shares_experts else f"{self.folder}/{own}"
+
+    def checkpoints(self, trainer: str) -> str:
+        """The folder of a trainer's state, which goes away with the variant."""
+        return f"{self.folder}/{super().checkpoints(trainer)}"
+
+    def is_done(self, folder: str, settings: dict[str, Any], inputs: dict[str, str], redo: str) -> bool:
+        """As of a run; what is redone is the whole variant."""
+        return super().is_done(folder, settings, inputs, redo=self.folder)
 
 
 def _first_change(found: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:

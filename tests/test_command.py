@@ -64,13 +64,32 @@ def test_malformed_seeds_are_named_by_file_and_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and "seeds.jsonl:2: not valid JSON" in done.stderr
 
 
-def test_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path, tiny_model_dir) -> None:  # type: ignore[no-untyped-def]
+def test_dry_run_says_what_would_be_done_and_does_nothing(  # type: ignore[no-untyped-def]
+    tmp_path: Path, tiny_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"domains: [math]\nbase_model: {tiny_model_dir('llama')}")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = job("--config", str(config), "--dry-run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "stage generate: to do" in done.stdout and "stage report: to do" in done.stdout
+    assert "plan for 1 node(s)" in done.stdout and "  experts: 1 trainer(s) of up to 1 expert(s)" in done.stdout
     assert result_of(done) == {"status": "dry-run"} and not (tmp_path / "runs").exists()
+
+
+def test_dry_run_refuses_a_plan_that_does_not_fit(  # type: ignore[no-untyped-def]
+    tmp_path: Path, tiny_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"domains: [math]\nbase_model: {tiny_model_dir('llama')}\ntraining: {{max_length: 100000}}\n"
+        "resources: {training: {micro_batch_size: 100000}}"
+    )
+    done = job("--config", str(config), "--dry-run", folder=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "experts: does not fit into a device's memory" in done.stderr
+    assert "what would fit: resources.training.micro_batch_size=1\n" in done.stderr
 
 
 def test_help_and_config_load_no_heavy_library(tmp_path: Path) -> None:

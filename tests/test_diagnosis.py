@@ -19,6 +19,7 @@ from selfmoe_ray.diagnosis import (
     check_python,
     check_shared_memory,
     check_vllm,
+    mark_of_driver,
     write_probe,
 )
 from selfmoe_ray.doctor import line, main
@@ -76,6 +77,14 @@ def test_a_root_that_cannot_be_written_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "file" in write_probe(str(tmp_path / "file" / "runs"))
     assert "nowhere://" in write_probe("nowhere://bucket")
+
+
+def test_a_folder_of_another_machine_is_not_the_drivers(tmp_path: Path) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    with mark_of_driver(str(shared)) as mark:
+        assert write_probe(str(shared), mark) == ""
+        assert write_probe(str(own), mark).startswith("not the folder that the driver writes to")
+    assert not list(shared.iterdir()) and not list(own.iterdir())
 
 
 def test_auth_is_a_warning_without_the_token_mode() -> None:

@@ -11,10 +11,10 @@ from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.events import Emit
+from selfmoe_ray.ray_cluster import read_cluster
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.training.devices import WorkerShape, worker_shape
 from selfmoe_ray.training.plan import TrainerPlan
-from selfmoe_ray.training.ray_train import read_cluster
 
 Event = tuple[str, dict[str, Any]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,19 @@ def split_held_out(
     depend on the order of the rows. At least one row is held out of two or more.
     """
     count = min(max_rows, max(1, round(fraction * len(examples)))) if len(examples) > 1 else 0
-    ranked = sorted(examples, key=lambda example: hashlib.sha256(f"{seed}/{example.id}".encode()).digest())
-    chosen = {example.id for example in ranked[:count]}
+    chosen = {example.id for example in _ranked(examples, seed)[:count]}
     train = [example for example in examples if example.id not in chosen]
     return train, [example for example in examples if example.id in chosen]
+
+
+def draw_share(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
+    """That share of the rows, rounded up, in the given order; a larger share keeps what a smaller one drew."""
+    chosen = {example.id for example in _ranked(examples, seed)[: math.ceil(share * len(examples))]}
+    return [example for example in examples if example.id in chosen]
+
+
+def _ranked(examples: Sequence[Example], seed: int) -> list[Example]:
+    return sorted(examples, key=lambda example: hashlib.sha256(f"{seed}/{example.id}".encode()).digest())
 
 
 def tokenize(example: Example, tokenizer: Any, max_length: int) -> TokenizedRow | None:

@@ -1,4 +1,4 @@
-"""One trainer's work from base model to saved weights: some experts, or the router. No Ray."""
+"""One trainer's work from base model to saved weights: some experts, the router, or both. No Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from selfmoe_ray.base_model import BaseModel, check_hash, load_model, resolve
-from selfmoe_ray.config import RunConfig
+from selfmoe_ray.config import OptimizerConfig, RunConfig
 from selfmoe_ray.mixture.checkpoint import load_expert, load_router, save_expert, save_router
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel, attach
@@ -33,6 +33,7 @@ from selfmoe_ray.training.loop import (
 from selfmoe_ray.training.plan import make_schedule
 
 ROUTER_LEARNER = "router"
+JOINT_LEARNER = "joint"
 FITTED = "fitted"
 Notify = Callable[..., None]
 
@@ -41,16 +42,16 @@ Notify = Callable[..., None]
 class Phase:
     """What one trainer does.
 
-    trainer: the name of its resumable state. domains: whose experts it trains, or in the router's
-    phase all experts, in the mixture's order. rows: each domain's tokenized rows.
+    trainer: the name of its resumable state. experts: those that it trains, by their domains, or in the
+    router's phase all of the mixture, in its order. rows: each domain's tokenized rows.
     """
 
-    kind: Literal["experts", "router"]
+    kind: Literal["experts", "router", "joint"]
     trainer: str
     config: RunConfig
     base: BaseModel
     run_dir: RunDir
-    domains: tuple[str, ...]
+    experts: tuple[str, ...]
     rows: dict[str, list[TokenizedRow]]
     pad_token_id: int
 
@@ -70,7 +71,7 @@ def run_phase(
     shares = str(count_parameters(model))
     if phase.kind == "router":
         _start_router(phase, model, notify)
-    learners, gate_of = (_experts if phase.kind == "experts" else _router)(phase, model)
+    learners, gate_of = {"experts": _experts, "router": _router, "joint": _joint}[phase.kind](phase, model)
     loop = TrainingLoop(model, learners, gate_of, phase.pad_token_id, loop_settings(phase.config))
     is_first = loop.rank == 0
     if resume_from is not None:
@@ -87,8 +88,10 @@ def run_phase(
     zero_3 = loop.settings.zero_stage == 3
     with import_deepspeed().zero.GatheredParameters(trained, enabled=zero_3):
         if is_first:
-            (_save_experts if phase.kind == "experts" else _save_router)(phase, model, loop)
-            if phase.kind == "router":
+            if phase.kind != "router":
+                _save_experts(phase, model, loop)
+            if phase.kind != "experts":
+                _save_router(phase, model, loop)
                 notify(message=shares)
 
 
@@ -111,34 +114,45 @@ def _load_mixture(phase: Phase, device: str) -> MixtureModel:
         found = resolve(phase.base.value, config.trust_remote_code)
         check_hash(phase.base.value, phase.base.content_hash, found)
     base = load_model(found.path, config.training.dtype, device, config.trust_remote_code)
-    spec = MixtureSpec.uniform(list(phase.domains), config.mixture, phase.base.value, phase.base.content_hash)
+    spec = MixtureSpec.uniform(list(phase.experts), config.mixture, phase.base.value, phase.base.content_hash)
     return attach(base, spec, config.seed)
 
 
 def _experts(phase: Phase, model: MixtureModel) -> tuple[list[Learner], GateOf]:
     optimizer = phase.config.training.experts
     learners = []
-    for index, domain in enumerate(phase.domains):
+    for index, domain in enumerate(phase.experts):
         rows = phase.rows[domain]
         schedule = make_schedule(len(rows), optimizer, phase.config.seed, domain)
         parameters = model.expert_parameters(index)
         learners.append(Learner(domain, rows, schedule, parameters, optimizer.weight_decay))
-    return learners, domain_gate(phase.domains)
+    return learners, domain_gate(phase.experts)
 
 
 def _router(phase: Phase, model: MixtureModel) -> tuple[list[Learner], GateOf]:
-    optimizer = phase.config.training.router
-    rows = [row for domain in phase.domains for row in phase.rows[domain]]
-    schedule = make_schedule(len(rows), optimizer, phase.config.seed, ROUTER_LEARNER)
-    learner = Learner(ROUTER_LEARNER, rows, schedule, model.router_parameters(), optimizer.weight_decay)
+    return _all_rows(phase, model, ROUTER_LEARNER, phase.config.training.router, model.router_parameters())
+
+
+def _joint(phase: Phase, model: MixtureModel) -> tuple[list[Learner], GateOf]:
+    experts = [parameter for index in range(len(phase.experts)) for parameter in model.expert_parameters(index)]
+    parameters = [*experts, *model.router_parameters()]
+    return _all_rows(phase, model, JOINT_LEARNER, phase.config.training.experts, parameters)
+
+
+def _all_rows(
+    phase: Phase, model: MixtureModel, name: str, optimizer: OptimizerConfig, parameters: list[torch.nn.Parameter]
+) -> tuple[list[Learner], GateOf]:
+    """One learner on the rows of all domains, gated by the router."""
+    rows = [row for of_domain in phase.rows.values() for row in of_domain]
+    schedule = make_schedule(len(rows), optimizer, phase.config.seed, name)
     gate = Gate.router(model.spec.num_experts_per_tok)
-    return [learner], lambda _: gate
+    return [Learner(name, rows, schedule, parameters, optimizer.weight_decay)], lambda _: gate
 
 
 def _start_router(phase: Phase, model: MixtureModel, notify: Notify) -> None:
     """Load the experts; fit the router once for all workers, and keep the fit for restarts and the report."""
     storage = phase.run_dir.storage
-    for index, domain in enumerate(phase.domains):
+    for index, domain in enumerate(phase.experts):
         with storage.local_folder_to_read(phase.run_dir.expert(domain)) as folder:
             load_expert(model, index, folder)
     if phase.config.training.router.init == "random":
@@ -146,7 +160,7 @@ def _start_router(phase: Phase, model: MixtureModel, notify: Notify) -> None:
     fitted = _fitted_folder(phase)
     if torch.distributed.get_rank() == 0 and not storage.exists(fitted):
         config = phase.config
-        rows = [row for domain in phase.domains for row in phase.rows[domain]]
+        rows = [row for domain in phase.experts for row in phase.rows[domain]]
         report = fit_to_labels(model, rows, config.training.router.fit_tokens, phase.pad_token_id, config.seed)
         accuracy = (report.held_out_accuracy or report.train_accuracy)[-1]
         notify(message="fitted to the domain labels", tokens=report.train_tokens, accuracy=accuracy)
@@ -172,10 +186,10 @@ def _progress(report: StepReport) -> dict[str, Any]:
 
 
 def _save_experts(phase: Phase, model: MixtureModel, loop: TrainingLoop) -> None:
-    for index, domain in enumerate(phase.domains):
+    for index, domain in enumerate(phase.experts):
         with phase.run_dir.storage.local_folder_to_write(phase.run_dir.expert(domain)) as folder:
             save_expert(model, index, folder)
-            _write_metrics(folder, loop, loop.learners[index])
+            _write_metrics(folder, loop, loop.learners[index if phase.kind == "experts" else 0])
 
 
 def _save_router(phase: Phase, model: MixtureModel, loop: TrainingLoop) -> None:

@@ -15,11 +15,12 @@ from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.events import Emit
+from selfmoe_ray.ray_cluster import read_cluster
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.training.dataset import TokenizedRows, tokenize_all
-from selfmoe_ray.training.devices import Cluster, WorkerShape, count_devices, worker_shape
+from selfmoe_ray.training.devices import WorkerShape, count_devices, worker_shape
 from selfmoe_ray.training.plan import TrainerPlan, plan_trainers
-from selfmoe_ray.training.stage import expert_manifest, router_manifest, training_examples
+from selfmoe_ray.training.stage import Expected, expert_manifest, joint_manifest, router_manifest, training_examples
 
 if TYPE_CHECKING:
     from selfmoe_ray.training.loop import TrainingLoop
@@ -50,7 +51,8 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
     phases = []
     for plan in plans:
         names = [todo[index] for index in plan.experts]
-        phases.append(_phase("experts", config, names, base, run_dir, rows, plan.workers))
+        expected = [expert_manifest(config, name, base, run_dir) for name in names]
+        phases.append(_phase("experts", expected, config, names, base, run_dir, rows, plan.workers))
         emit("experts", message=f"one trainer for {', '.join(names)}", workers=plan.workers, cpus=shape.cpus,
              gpus=shape.gpus, zero_stage=config.resources.training.zero_stage)  # fmt: skip
     _fit_all(phases, [plan.workers for plan in plans], shape, emit)
@@ -87,20 +89,40 @@ def train_router(config: RunConfig, domains: Sequence[Domain], base: BaseModel, 
         return
     [plan], shape = _plan(config, 1, 1)
     rows = _tokenize(config, names, base, run_dir, emit, "router")
-    phase = _phase("router", config, names, base, run_dir, rows, plan.workers)
+    phase = _phase("router", [expected], config, names, base, run_dir, rows, plan.workers)
     _fit_all([phase], [plan.workers], shape, emit)
-    parts = [_counts(rows[name], config.training.router.epochs) for name in names]
-    counts = {key: sum(part[key] for part in parts) for key in parts[0]}
+    counts = _sum_counts(rows, config.training.router.epochs)
     run_dir.write_manifest(run_dir.ROUTER, *expected, counts, time.monotonic() - start)
     _forget([phase])
 
 
-def read_cluster() -> Cluster:
-    """The nodes of the running Ray cluster that have CPUs."""
-    import ray
+def train_jointly(
+    config: RunConfig,
+    domains: Sequence[Domain],
+    experts: Sequence[str],
+    base: BaseModel,
+    run_dir: RunDir,
+    emit: Emit,
+) -> None:
+    """Train experts and their router together on the rows of all domains, by the language-model loss alone.
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return Cluster(tuple(int(node["CPU"]) for node in nodes), tuple(int(node.get("GPU", 0)) for node in nodes))
+    One expert is gated by 1 whatever its router: that is instance merging. Lengths and rates are those of
+    the experts' training. Writes `experts/<name>/` and `router/`, manifests last. Raises UserError as
+    `train_experts` does.
+    """
+    start = time.monotonic()
+    names = [domain.name for domain in domains]
+    expected = joint_manifest(config, names, experts, base, run_dir)
+    if run_dir.is_done(run_dir.ROUTER, *expected, redo="router"):
+        return
+    [plan], shape = _plan(config, 1, 1)
+    rows = _tokenize(config, names, base, run_dir, emit, "joint")
+    phase = _phase("joint", [expected], config, experts, base, run_dir, rows, plan.workers)
+    _fit_all([phase], [plan.workers], shape, emit)
+    counts = _sum_counts(rows, config.training.experts.epochs)
+    for folder in (*map(run_dir.expert, experts), run_dir.ROUTER):
+        run_dir.write_manifest(folder, *expected, counts, time.monotonic() - start)
+    _forget([phase])
 
 
 def _tokenize(
@@ -127,10 +149,16 @@ def _counts(rows: TokenizedRows, epochs: float) -> dict[str, Any]:
     }
 
 
+def _sum_counts(rows: dict[str, TokenizedRows], epochs: float) -> dict[str, Any]:
+    parts = [_counts(of_domain, epochs) for of_domain in rows.values()]
+    return {key: sum(part[key] for part in parts) for key in parts[0]}
+
+
 def _phase(
-    kind: Literal["experts", "router"],
+    kind: Literal["experts", "router", "joint"],
+    expected: Sequence[Expected],
     config: RunConfig,
-    names: Sequence[str],
+    experts: Sequence[str],
     base: BaseModel,
     run_dir: RunDir,
     rows: dict[str, TokenizedRows],
@@ -139,16 +167,12 @@ def _phase(
     from selfmoe_ray.training.phase import Phase
 
     # State can be resumed only by the same work in the same layout, so its name stands for both.
-    expected = (
-        [router_manifest(config, names, base, run_dir)]
-        if kind == "router"
-        else [expert_manifest(config, name, base, run_dir) for name in names]
-    )
-    layout = [list(names), workers, config.resources.training.zero_stage]
+    layout = [list(experts), workers, config.resources.training.zero_stage]
     digest = hashlib.sha256(json.dumps([expected, layout], sort_keys=True).encode()).hexdigest()[:12]
     pad = load_tokenizer(base.path, config.trust_remote_code).pad_token_id
-    chosen = {name: rows[name].rows for name in names}
-    return Phase(kind, f"{kind}-{digest}", config, base, run_dir, tuple(names), chosen, pad)
+    domains = experts if kind == "experts" else rows
+    chosen = {name: rows[name].rows for name in domains}
+    return Phase(kind, f"{kind}-{digest}", config, base, run_dir, tuple(experts), chosen, pad)
 
 
 def _fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape, emit: Emit) -> None:

@@ -10,7 +10,7 @@ from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.records import Example
 from selfmoe_ray.run_dir import RunDir
-from selfmoe_ray.training.dataset import split_held_out
+from selfmoe_ray.training.dataset import draw_share, split_held_out
 
 Expected = tuple[dict[str, Any], dict[str, str]]
 
@@ -26,6 +26,7 @@ def training_examples(config: RunConfig, domain: str, run_dir: RunDir) -> list[E
         examples, _ = split_held_out(
             run_dir.read_examples(domain), measure.held_out_fraction, measure.max_rows_per_domain, config.seed
         )
+        examples = draw_share(examples, config.training.synthetic_share, config.seed)
     if "seeds" in config.training.sources:
         seeds = run_dir.read_seeds(domain, held_out=False)
         examples += [
@@ -62,11 +63,28 @@ def router_manifest(config: RunConfig, domains: Sequence[str], base: BaseModel, 
     return settings, {folder: run_dir.manifest_hash(folder) for folder in folders}
 
 
+def joint_manifest(
+    config: RunConfig, domains: Sequence[str], experts: Sequence[str], base: BaseModel, run_dir: RunDir
+) -> Expected:
+    """The settings and inputs of experts and a router that were trained together; domains are names."""
+    settings = {
+        **_common_settings(config, base),
+        "mixture": config.mixture.model_dump(),
+        "experts": list(experts),
+        "jointly": True,
+    }
+    settings["training"]["experts"] = config.training.experts.model_dump()
+    return settings, {folder: run_dir.manifest_hash(folder) for folder in map(run_dir.data, domains)}
+
+
 def _common_settings(config: RunConfig, base: BaseModel) -> dict[str, Any]:
+    training = config.training.model_dump(include={"sources", "max_length", "dtype"})
+    if config.training.synthetic_share < 1:
+        training["synthetic_share"] = config.training.synthetic_share
     return {
         "seed": config.seed,
         "base_model": base.value,
         "base_hash": base.content_hash,
-        "training": config.training.model_dump(include={"sources", "max_length", "dtype"}),
+        "training": training,
         "measure": config.measure.model_dump(include={"held_out_fraction", "max_rows_per_domain"}),
     }

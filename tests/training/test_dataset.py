@@ -3,7 +3,7 @@ from transformers import AutoTokenizer
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.records import Example
-from selfmoe_ray.training.dataset import IGNORED, collate, split_held_out, tokenize, tokenize_all
+from selfmoe_ray.training.dataset import IGNORED, collate, draw_share, split_held_out, tokenize, tokenize_all
 from selfmoe_ray.training.template import format_prompt
 
 
@@ -73,3 +73,10 @@ def test_held_out_split_is_a_partition_independent_of_order():
 @pytest.mark.parametrize(("rows", "max_rows", "expected"), [(1, 200, 0), (2, 200, 1), (50, 3, 3)])
 def test_held_out_count(rows, max_rows, expected):
     assert len(split_held_out([example(n) for n in range(rows)], 0.1, max_rows, 0)[1]) == expected
+
+
+def test_a_share_of_the_rows_keeps_order_and_grows():
+    rows = [Example(f"math/{number}", "math", "a", "", "b") for number in range(20)]
+    half, most = (draw_share(rows, share, seed=0) for share in (0.5, 0.71))
+    assert len(half) == 10 and len(most) == 15 and draw_share(rows, 1.0, seed=0) == rows
+    assert [row for row in most if row in half] == half and half != rows[:10]

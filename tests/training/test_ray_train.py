@@ -11,6 +11,9 @@ from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import parse_config
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.evaluation.ray_variants import train_variants
+from selfmoe_ray.evaluation.variants import find_variant
+from selfmoe_ray.mixture.checkpoint import read_spec
 from selfmoe_ray.records import Example, Seed
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.training.ray_train import train_experts, train_router
@@ -183,6 +186,34 @@ def test_the_router_starts_from_the_labels_and_learns(fused):
     fit = run_dir.storage.read_json("router/fitted/fit.json")
     assert fit["train_tokens"] > 0 and run_dir.read_manifest("router")["counts"]["tokens"] > 0
     assert largest_difference(expert_weights(run_dir), experts) == 0
+
+
+@pytest.mark.serving
+def test_variants_are_trained_once_beside_the_run(fused):
+    (config, domains, base, run_dir), experts, _ = fused
+    variants = [find_variant(name, config, list(ROWS)) for name in ("joint", "instance")]
+    pairs = [(variant, variant.folder(run_dir)) for variant in variants]
+    train_variants(pairs, domains, base, Events())
+    for (variant, folder), names in zip(pairs, (ROWS, ["instance"]), strict=True):
+        with run_dir.storage.local_folder_to_read(folder.MIXSE) as mixse:
+            assert read_spec(mixse).experts == tuple(names)
+        metrics = run_dir.storage.read_jsonl(f"{folder.ROUTER}/metrics.jsonl")
+        assert metrics[-1]["epoch"] == 4 and metrics[-1]["loss"] < metrics[0]["loss"], variant.name
+        assert not run_dir.storage.list_folders(f"{folder.folder}/checkpoints")
+    moved = [
+        load_file(run_dir.storage.path(f"variants/joint/experts/{name}/adapter_model.safetensors")) for name in ROWS
+    ]
+    assert all(weights["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"].any() for weights in moved)
+    assert largest_difference(expert_weights(run_dir), experts) == 0
+    again = Events()
+    train_variants(pairs, domains, base, again)
+    assert again.seen == []
+    run_dir.write_manifest("data/ant", {"other": 1}, {}, {}, 0.0)
+    try:
+        with pytest.raises(UserError, match=r"(?s)data/ant.*--redo variants/joint"):
+            train_variants(pairs, domains, base, again)
+    finally:
+        run_dir.write_manifest("data/ant", {}, {}, {}, 0.0)
 
 
 def _step(fields) -> int:
