@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import RunConfig
@@ -14,6 +13,7 @@ from selfmoe_ray.events import Emit, EventLog
 from selfmoe_ray.generation.filters import check_response, check_task
 from selfmoe_ray.generation.generate import stage_settings
 from selfmoe_ray.provenance import provenance
+from selfmoe_ray.ray_plan import plan_on_paper, prepare_cluster
 from selfmoe_ray.ray_session import check_root, ray_session
 from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run_dir import RunDir
@@ -180,29 +180,16 @@ def run(config: RunConfig, redo: str | None = None, last: str | None = None, ver
         if todo:
             run_dir.write_start(config.model_dump(mode="json"), provenance())
             with ray_session(verbose):
-                _check_devices(todo, context)
+                prepare_cluster(config, context.names, context.base, [stage.name for stage in todo], emit)
                 run_stages(todo, context)
     if last in (None, STAGES[-1].name):
         print(closing(run_dir))
     return run_dir.storage.path()
 
 
-def _check_devices(todo: Sequence[Stage], context: Context) -> None:
-    """Refuse what the cluster cannot hold while nothing has been computed for it yet."""
-    import ray
-
-    from selfmoe_ray.generation.engines import plan_engines
-    from selfmoe_ray.training.ray_train import plan_experts
-
-    names = {stage.name for stage in todo}
-    if "generate" in names:
-        plan_engines(context.config.resources.generation, context.names, ray.cluster_resources())
-    if "experts" in names:
-        plan_experts(context.config, len(context.names))
-
-
 def describe(config: RunConfig, redo: str | None = None) -> str:
-    """What `run` would do, one line a stage; checks what `run` checks before any work."""
+    """What `run` would do, one line a stage, and its plan of the cluster that RAY_ADDRESS names or else of this
+    machine; checks what `run` checks before any work."""
     check_root(config.root)
     run_dir = RunDir(config.root, config.run_name)
     context = prepare(config, run_dir, EventLog(lambda _: None))
@@ -213,4 +200,6 @@ def describe(config: RunConfig, redo: str | None = None) -> str:
     lines = [f"run {run_dir.storage.path()}", f"base {context.base.value} (hash {context.base.content_hash})"]
     lines += [f"domain {domain.name}: {len(domain.seeds)} seeds" for domain in context.domains]
     lines += [f"stage {name}: {'to do' if name in todo else 'done'}" for name in names]
+    if todo:
+        lines += plan_on_paper(config, context.names, context.base, todo).lines()
     return "\n".join(lines)
