@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class RunFacts:
     """All that the page shows.
 
     label_fit: accuracies [layers] of the router's start (`selfmoe_ray.training.label_fit.FitReport`).
+    evaluation, leaked, benchmark_routing, bases: what `selfmoe_ray.evaluation` left in `eval/`.
     """
 
     run_name: str
@@ -54,6 +56,10 @@ class RunFacts:
     routing: dict[str, Any] | None
     answers: list[dict[str, Any]]
     passages: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None
+    leaked: dict[str, list[Any]]
+    benchmark_routing: dict[str, dict[str, Any]]
+    bases: list[dict[str, Any]]
     stages: list[Stage]
 
 
@@ -75,8 +81,22 @@ def collect(config: RunConfig, domains: list[Domain], run_dir: RunDir) -> RunFac
         routing=_read_json(run_dir, f"{run_dir.MEASURE}/routing.json") if measured else None,
         answers=traces["answers"] if traces else [],
         passages=traces["passages"] if traces else [],
-        stages=_stages(names, run_dir),
+        **_evaluated(run_dir),
+        stages=[*_stages(names, run_dir), *_later_stages(run_dir)],
     )
+
+
+def _evaluated(run_dir: RunDir) -> dict[str, Any]:
+    """What was found on benchmarks, unless it was with another mixture than the run has now."""
+    names = {"evaluation": "results", "leaked": "leaked", "benchmark_routing": "routing", "bases": "bases"}
+    read = {field: _read_json(run_dir, f"eval/{name}.json") for field, name in names.items()}
+    is_own = (
+        read["evaluation"] is not None
+        and run_dir.read_manifest(run_dir.MIXSE) is not None
+        and read["evaluation"]["mixture"] == run_dir.manifest_hash(run_dir.MIXSE)
+    )
+    empty: dict[str, Any] = {"evaluation": None, "leaked": {}, "benchmark_routing": {}, "bases": []}
+    return {field: read[field] if is_own and read[field] else empty[field] for field in names}
 
 
 def _domain_facts(config: RunConfig, domain: Domain, run_dir: RunDir) -> DomainFacts:
@@ -123,6 +143,30 @@ def _stages(names: list[str], run_dir: RunDir) -> list[Stage]:
             counted = [count for count in tokens if count is not None]
             stages.append(Stage(stage, seconds, sum(counted) if counted else None))
     return stages
+
+
+def _later_stages(run_dir: RunDir) -> list[Stage]:
+    """Variants and evaluation, which come one after the other: their seconds add up (engines' for evaluation)."""
+    list_folders = run_dir.storage.list_folders
+    cells = [folder for system in list_folders("eval") for folder in list_folders(system)]
+    seconds = {
+        "variants": [_variant_seconds(run_dir, folder) for folder in list_folders("variants")],
+        "evaluation": _seconds(run_dir, cells),
+    }
+    return [Stage(name, math.fsum(of_stage), None) for name, of_stage in seconds.items() if of_stage]
+
+
+def _variant_seconds(run_dir: RunDir, folder: str) -> float:
+    """Its experts, trained side by side, then its router; or both at once."""
+    router = run_dir.read_manifest(f"{folder}/{run_dir.ROUTER}")
+    experts = max(_seconds(run_dir, run_dir.storage.list_folders(f"{folder}/experts")), default=0.0)
+    if router is None:
+        return experts
+    return float(router["seconds"]) + (0.0 if "jointly" in router["settings"] else experts)
+
+
+def _seconds(run_dir: RunDir, folders: list[str]) -> list[float]:
+    return [manifest["seconds"] for folder in folders if (manifest := run_dir.read_manifest(folder))]
 
 
 def _tokens(counts: dict[str, Any]) -> int | None:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.reporting import figures, tables
+from selfmoe_ray.reporting.benchmarks import benchmark_parts
 from selfmoe_ray.reporting.collect import RunFacts, collect
 from selfmoe_ray.reporting.tables import Table
 from selfmoe_ray.reporting.verdict import verdict, warnings
@@ -43,6 +44,7 @@ def render(facts: RunFacts) -> tuple[str, list[Table]]:
     context = {
         **_overview(facts),
         **_measure(facts),
+        **benchmark_parts(facts),
         **_routing(facts),
         **_data(facts),
         **_training(facts),
@@ -66,6 +68,8 @@ def _tables(value: Any) -> list[Table]:
 def _sections(facts: RunFacts, context: dict[str, Any]) -> dict[str, str]:
     titles = {
         "measure": ("What the mixture is worth", facts.nll),
+        "benchmarks": ("Benchmarks", context["benchmark_table"]),
+        "benchmark_routing": ("Where the tokens of benchmarks go", context["benchmark_shares"]),
         "routing": ("Where tokens go", facts.routing),
         "passages": ("Token by token", context["traced_answers"] or context["traced_passages"]),
         "data": ("Generated data", any(domain.counts for domain in facts.domains)),

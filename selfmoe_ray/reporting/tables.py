@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfmoe_ray.reporting.collect import PHASES, RunFacts
+from selfmoe_ray.reporting.titles import system_title
 
 Cell = str | int | float | None
 
@@ -18,6 +19,11 @@ Cell = str | int | float | None
 def signed(value: float) -> str:
     """With its sign, and a minus of the width of a plus."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def visible(text: str) -> str:
@@ -32,6 +38,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "nll": "{:.3f}".format,
     "difference": signed,
     "percent": "{:.1%}".format,
+    "points": points,
     "share": "{:.3%}".format,
     "seconds": "{:,.1f}".format,
     "bits": "{:.2f}".format,
@@ -53,7 +60,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is the CSV's file name. marked: cells (row, column) in bold. reference: rows set apart."""
+    """`name` is the CSV's file name. marked: cells (row, column) in bold, aligned: underlined. reference: rows
+    set apart."""
 
     name: str
     caption: str
@@ -61,6 +69,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     marked: frozenset[tuple[int, int]] = frozenset()
     reference: frozenset[int] = field(default_factory=frozenset)
+    aligned: frozenset[tuple[int, int]] = frozenset()
 
     def shown(self, row: int, column: int) -> str:
         """A cell as text; an en dash where there is no value."""
@@ -172,20 +181,6 @@ def _nll_row(name: str, system: dict[str, Any], domains: list[str]) -> list[Cell
         difference["difference"] if difference else None,
         difference["standard_error"] if difference else None,
     ]
-
-
-def system_title(name: str) -> str:
-    """How a system is called in the page."""
-    titles = {
-        "mixse": "MiXSE",
-        "mixse-fitted": "MiXSE, router only fitted to labels",
-        "oracle": "own domain's expert (oracle)",
-        "uniform": "uniform gates",
-        "random": "a random expert per token",
-    }
-    if name.startswith("expert-"):
-        return f"expert {name.removeprefix('expert-')}"
-    return titles.get(name, name)
 
 
 def routing(facts: RunFacts) -> Table:

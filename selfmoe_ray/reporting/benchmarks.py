@@ -1,0 +1,253 @@
+"""The report's part on benchmarks: tables and figures of what `jobs/eval.py` and `jobs/studies.py` found."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from selfmoe_ray.reporting import figures
+from selfmoe_ray.reporting.collect import RunFacts
+from selfmoe_ray.reporting.paper import ALIGNED, OTHERS, PAPER_BASE, TARGETS, paper_score
+from selfmoe_ray.reporting.tables import Cell, Column, Table
+from selfmoe_ray.reporting.titles import system_title
+
+Row = dict[str, Any]
+_EXPERTS = re.compile(r"first(\d+)")
+_SHARES = re.compile(r"(data|instance)(\d+)")
+_ABLATION = re.compile(r"base|mixse|top\d+|all|uniform|random|joint")
+
+
+def benchmark_parts(facts: RunFacts) -> dict[str, Any]:
+    """What the page's template shows; {} of values that are None or empty where nothing was evaluated."""
+    found = facts.evaluation or {}
+    rows: list[Row] = found.get("rows", [])
+    scores = {(row["system"], row["benchmark"]): row for row in rows}
+    return {
+        "benchmark_table": score_table("benchmarks", "Scores; the best of a column is bold", rows, lambda _: True),
+        "gains_table": gains(rows),
+        "ablation_table": _if_some(
+            score_table(
+                "ablations", "The router and its alternatives", rows, lambda name: bool(_ABLATION.fullmatch(name))
+            ),
+            {"random", "joint", "all", "top2"},
+            rows,
+        ),
+        "forgetting_table": forgetting(scores),
+        "seeds_table": _if_some(
+            score_table("seeds", "Trained on seeds only", rows, {"base", "seeds", "mixse"}.__contains__),
+            {"seeds"},
+            rows,
+        ),
+        **scaling(scores, facts),
+        "draws_table": draws(found.get("draws", [])),
+        "bases_table": bases(facts.bases),
+        "leaked_table": leaked(facts, rows),
+        **benchmark_routing(facts),
+    }
+
+
+def _if_some(table: Table | None, systems: set[str], rows: Sequence[Row]) -> Table | None:
+    """A table without the systems that it is about says nothing that the first one does not."""
+    return table if systems & {row["system"] for row in rows} else None
+
+
+def ordered(benchmarks: set[str]) -> list[str]:
+    """The paper's targets, its other benchmarks, then all else by name."""
+    known = [name for name in (*TARGETS, *OTHERS) if name in benchmarks]
+    return [*known, *sorted(benchmarks - set(known))]
+
+
+def score_table(name: str, caption: str, rows: Sequence[Row], chosen: Callable[[str], bool]) -> Table | None:
+    """Systems by benchmarks with the mean over them; each benchmark's own expert and every best are marked."""
+    systems = list(dict.fromkeys(row["system"] for row in rows if chosen(row["system"])))
+    benchmarks = ordered({row["benchmark"] for row in rows if row["system"] in systems})
+    if not systems:
+        return None
+    score = {(row["system"], row["benchmark"]): row["score"] for row in rows}
+    cells: list[list[Cell]] = []
+    for system in systems:
+        own = [score.get((system, benchmark)) for benchmark in benchmarks]
+        mean = math.fsum(own) / len(own) if None not in own else None  # type: ignore[arg-type]
+        cells.append([system_title(system), *own, mean])
+    columns = [Column("system"), *(Column(each, "percent") for each in benchmarks), Column("mean", "percent")]
+    aligned = {
+        (systems.index(f"expert-{ALIGNED[benchmark]}"), place)
+        for place, benchmark in enumerate(benchmarks, start=1)
+        if f"expert-{ALIGNED.get(benchmark)}" in systems
+    }
+    return Table(name, caption, columns, cells, best(cells), aligned=frozenset(aligned))
+
+
+def best(cells: Sequence[Sequence[Cell]]) -> frozenset[tuple[int, int]]:
+    """The places of each column's largest number, all of them where several are equal."""
+    marked = set()
+    for column in range(1, len(cells[0])):
+        values = {row: value for row, of_row in enumerate(cells) if isinstance(value := of_row[column], float)}
+        marked |= {(row, column) for row, value in values.items() if value == max(values.values())}
+    return frozenset(marked)
+
+
+def gains(rows: Sequence[Row]) -> Table | None:
+    """Every score with its interval, its distance to the base, and what the paper has for it."""
+    cells: list[list[Cell]] = []
+    for row in rows:
+        paper, paper_base = paper_score(row["system"], row["benchmark"]), paper_score("base", row["benchmark"])
+        numbers = [row[key] for key in ("n", "score", "low", "high", "difference", "difference_low", "difference_high")]
+        paper_gain = paper - paper_base if paper is not None and paper_base is not None else None
+        own = None if row["system"] == "base" else paper_gain
+        cells.append([row["benchmark"], system_title(row["system"]), *numbers, row["p_holm"], paper, own])
+    columns = [
+        Column("benchmark"),
+        Column("system"),
+        Column("n", "integer"),
+        Column("score", "percent"),
+        Column("95% from", "percent"),
+        Column("to", "percent"),
+        Column("minus base", "points"),
+        Column("from", "points"),
+        Column("to ", "points"),
+        Column("p (Holm)", "nll"),
+        Column(f"the paper's, {PAPER_BASE}", "percent"),
+        Column(f"the paper's minus base, {PAPER_BASE}", "points"),
+    ]
+    caption = "Scores with 95% intervals, and their distance to the base on the same items in percentage points"
+    return Table("gains", caption, columns, cells) if cells else None
+
+
+def forgetting(scores: dict[tuple[str, str], Row]) -> Table | None:
+    """Benchmarks that no domain aims at: base, instance merging and MiXSE."""
+    benchmarks = [name for name in ordered({name for _, name in scores}) if name not in TARGETS]
+    shown = [name for name in benchmarks if ("base", name) in scores and ("mixse", name) in scores]
+    cells: list[list[Cell]] = []
+    for name in shown:
+        systems = [scores.get((system, name)) for system in ("base", "instance", "mixse")]
+        mixse = scores["mixse", name]
+        differences = [mixse[key] for key in ("difference", "difference_low", "difference_high")]
+        cells.append([name, *(row["score"] if row else None for row in systems), *differences])
+    columns = [
+        Column("benchmark"),
+        *(Column(system_title(name), "percent") for name in ("base", "instance", "mixse")),
+        Column("MiXSE minus base", "points"),
+        Column("from", "points"),
+        Column("to", "points"),
+    ]
+    caption = "Benchmarks that no domain of the paper aims at; the interval is 95%"
+    return Table("forgetting", caption, columns, cells) if cells else None
+
+
+def scaling(scores: dict[tuple[str, str], Row], facts: RunFacts) -> dict[str, Any]:
+    """Mean scores by the number of experts and by the share of synthetic data, over what all of them have."""
+    first = f"expert-{facts.config.domains[0]}"
+    last = len(facts.config.domains)
+    experts: dict[str, tuple[str, float]] = {"base": ("MiXSE", 0), first: ("MiXSE", 1), "mixse": ("MiXSE", last)}
+    data = {"mixse": ("MiXSE", 100.0), "instance": ("instance merging", 100.0)}
+    for system in {system for system, _ in scores}:
+        if match := _EXPERTS.fullmatch(system):
+            experts[system] = ("MiXSE", float(match[1]))
+        if match := _SHARES.fullmatch(system):
+            data[system] = ("MiXSE" if match[1] == "data" else "instance merging", float(match[2]))
+    found: dict[str, Any] = {}
+    for name, points, least in (("experts", experts, 4), ("data", data, 3)):
+        lines = _mean_scores(scores, points) if len(points) >= least else {}
+        title = {"experts": "experts", "data": "synthetic data (%)"}[name]
+        figure = figures.line_chart(lines, f"Mean score by {title}", title, "mean score (%)")
+        cells: list[list[Cell]] = [[line, x, y / 100] for line, of_line in lines.items() for x, y in of_line]
+        columns = [Column("system"), Column(title, "integer"), Column("mean score", "percent")]
+        found[f"{name}_figure"] = figure
+        found[f"{name}_legend"] = figures.legend(list(lines), "line")
+        found[f"{name}_table"] = Table(f"scaling_{name}", f"Mean score by {title}", columns, cells) if cells else None
+    return found
+
+
+def _mean_scores(
+    scores: dict[tuple[str, str], Row], points: dict[str, tuple[str, float]]
+) -> dict[str, list[figures.Point]]:
+    """Lines of (x, mean score in percent) over the benchmarks that every point has."""
+    evaluated = {system for system, _ in scores} & points.keys()
+    benchmarks = [
+        name for name in {name for _, name in scores} if all((system, name) in scores for system in evaluated)
+    ]
+    lines: dict[str, list[figures.Point]] = {}
+    for system in sorted(evaluated, key=lambda system: points[system][1]) if benchmarks else []:
+        line, x = points[system]
+        mean = math.fsum(scores[system, name]["score"] for name in benchmarks) / len(benchmarks)
+        lines.setdefault(line, []).append((x, 100 * mean))
+    return lines
+
+
+def draws(rows: Sequence[Row]) -> Table | None:
+    """Means over benchmarks under several draws of the few-shot examples."""
+    cells: list[list[Cell]] = [
+        [system_title(row["system"]), *row["scores"], row["mean"], row["sd"], row["mixse_minus"], row["p"]]
+        for row in rows
+    ]
+    numbers = range(1, len(rows[0]["scores"]) + 1) if rows else ()
+    columns = [
+        Column("system"),
+        *(Column(f"draw {number}", "percent") for number in numbers),
+        Column("mean", "percent"),
+        Column("SD", "share"),
+        Column("MiXSE minus it", "points"),
+        Column("p (paired t)", "nll"),
+    ]
+    caption = "Mean over benchmarks by draw of the few-shot examples"
+    return Table("draws", caption, columns, cells) if rows else None
+
+
+def bases(rows: Sequence[Row]) -> Table | None:
+    """Base models side by side."""
+    keys = ("base_model", "benchmark", "n", "base", "mixse", "difference", "low", "high")
+    kinds = ("text", "text", "integer", "percent", "percent", "points", "points", "points")
+    titles = ("base model", "benchmark", "n", "base", "MiXSE", "difference", "95% from", "to")
+    columns = [Column(title, kind) for title, kind in zip(titles, kinds, strict=True)]
+    return Table("bases", "Other base models", columns, [[row[key] for key in keys] for row in rows]) if rows else None
+
+
+def leaked(facts: RunFacts, rows: Sequence[Row]) -> Table | None:
+    """Items that the generated examples hold, and MiXSE's distance to the base with and without them."""
+    without = {(row["system"], row["benchmark"]): row for row in (facts.evaluation or {}).get("without_leaked", [])}
+    cells: list[list[Cell]] = []
+    for row in rows:
+        if row["system"] == "mixse":
+            rest = without.get(("mixse", row["benchmark"]), {})
+            items = len(facts.leaked.get(row["benchmark"], []))
+            cells.append([row["benchmark"], items, row["n"], row["difference"], rest.get("difference")])
+    columns = [
+        Column("benchmark"),
+        Column("leaked items", "integer"),
+        Column("items", "integer"),
+        Column("MiXSE minus base", "points"),
+        Column("the same without them", "points"),
+    ]
+    caption = "Items of which 13 successive words, or all, stand in a generated example"
+    return Table("leaked", caption, columns, cells) if cells else None
+
+
+def benchmark_routing(facts: RunFacts) -> dict[str, Any]:
+    """Heat maps of where MiXSE sends the tokens of each benchmark: over all layers, and by layer."""
+    traced = facts.benchmark_routing
+    names = ordered(set(traced))
+    experts = traced[names[0]]["experts"] if names else []
+    cells: list[list[Cell]] = [
+        [name, traced[name]["items"], traced[name]["tokens"], *traced[name]["top1_share"], *traced[name]["mean_gate"]]
+        for name in names
+    ]
+    columns = [
+        Column("benchmark"),
+        Column("items", "integer"),
+        Column("tokens", "integer"),
+        *(Column(f"top-1 share {expert}", "percent") for expert in experts),
+        *(Column(f"mean gate {expert}", "nll") for expert in experts),
+    ]
+    caption = "Top-1 share and mean gate of each expert, over tokens and layers"
+    return {
+        "benchmark_experts": experts,
+        "benchmark_shares": {name: traced[name]["top1_share"] for name in names},
+        "benchmark_layer_figures": {
+            name: figures.layer_heat_map(traced[name]["layers"]["top1_share"], experts, f"Routing by layer, {name}")
+            for name in names
+        },
+        "benchmark_routing_table": Table("routing_benchmarks", caption, columns, cells) if names else None,
+    }
