@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfmoe_ray.command import run_command
+
+if TYPE_CHECKING:
+    from selfmoe_ray.evaluation.ray_job import Options
 
 SOURCE_OPTIONS = ("data_root", "task_files", "run_model_written_code", "fewshot_seed")
 MERGE_OPTIONS = ("density", "weights", "rank")
@@ -26,25 +29,41 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, metavar="DIR", help="a run with a finished mixture, a path or URI")
     parser.add_argument(
         "--systems",
-        type=_names,
+        type=names,
         default="base,experts,mixse",
-        help="of base, experts, expert-<name>, mixse, top<k>, all, uniform, ties, dare (%(default)s)",
+        help="of base, experts, expert-<name>, mixse, top<k>, all, uniform, random, ties, dare, and mixtures trained "
+        "otherwise: instance, instance<percent>, joint, seeds, first<m>, data<percent> (%(default)s)",
     )
-    parser.add_argument("--redo", action="append", default=[], metavar="SYSTEM/BENCHMARK", help="evaluate it anew")
-    parser.add_argument("--verbose", action="store_true", help="show the output of Ray's workers too")
-    _add_task_options(parser.add_argument_group("benchmarks"))
-    _add_engine_options(parser.add_argument_group("engines"))
-    _add_merge_options(parser.add_argument_group("merged baselines", "how ties and dare are made of the experts"))
-    return parser
-
-
-def _add_task_options(group: Any) -> None:
-    group.add_argument(
+    parser.add_argument(
+        "--redo",
+        action="append",
+        default=[],
+        metavar="SYSTEM/BENCHMARK",
+        help="evaluate it anew; merged or variants/<system> makes that anew too",
+    )
+    parser.add_argument(
         "--tasks",
-        type=_names,
+        type=names,
         default="paper",
         help="lm-eval tasks; paper and full stand for the paper's benchmarks, in its sizes and whole (%(default)s)",
     )
+    parser.add_argument("--draws", type=_positive, default=1, metavar="N", help="of few-shot examples (%(default)s)")
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All that does not say what is evaluated."""
+    parser.add_argument("--verbose", action="store_true", help="show the output of Ray's workers too")
+    parser.add_argument(
+        "--exclude-leaked", action="store_true", help="print scores without the items that generated examples hold"
+    )
+    _add_task_options(parser.add_argument_group("benchmarks"))
+    _add_engine_options(parser.add_argument_group("engines"))
+    _add_merge_options(parser.add_argument_group("merged baselines", "how ties and dare are made of the experts"))
+
+
+def _add_task_options(group: Any) -> None:
     group.add_argument("--limit", type=int, metavar="N", help="only the first N items of each task")
     group.add_argument("--num-fewshot", type=int, metavar="N", help="instead of each benchmark's own")
     group.add_argument("--fewshot-seed", type=int, default=1234, metavar="N", help="of the examples (%(default)s)")
@@ -59,6 +78,13 @@ def _add_task_options(group: Any) -> None:
 
 def _add_engine_options(group: Any) -> None:
     group.add_argument("--shard-size", type=_positive, default=256, metavar="N", help="items at a time (%(default)s)")
+    group.add_argument(
+        "--traced-items",
+        type=int,
+        default=8,
+        metavar="N",
+        help="of each benchmark, on which the routing of mixse is traced; 0 for none (%(default)s)",
+    )
     group.add_argument("--dtype", choices=["float32", "bfloat16"], help="the run's own if not given")
     group.add_argument(
         "--max-model-len",
@@ -76,7 +102,8 @@ def _add_merge_options(group: Any) -> None:
     group.add_argument("--merge-rank", type=_positive, metavar="R", help="the sum of the experts' if not given")
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """The parts of a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
@@ -92,16 +119,23 @@ def _positive(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = read_options(vars(arguments))
+    from selfmoe_ray.evaluation.ray_job import evaluate_run
+
+    return {"status": "done", "run": evaluate_run(options)}
+
+
+def read_options(given: dict[str, Any]) -> Options:
+    """What the command line asks for; given: the values of all options by name, which are used up."""
     # Read when these libraries are imported: progress is printed by shard, and a data root is all there is.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    if arguments.data_root:
+    if given["data_root"]:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     from selfmoe_ray.config import parse
-    from selfmoe_ray.evaluation.ray_job import Options, evaluate_run
+    from selfmoe_ray.evaluation.ray_job import Options
     from selfmoe_ray.evaluation.tasks import TaskSource
     from selfmoe_ray.mixture.merging import MergeConfig
 
-    given = vars(arguments)
     source = TaskSource(**{name: given.pop(name) for name in SOURCE_OPTIONS})
     merge = parse(MergeConfig, {name: given.pop(f"merge_{name}") for name in MERGE_OPTIONS}, "--merge-*")
-    return {"status": "done", "run": evaluate_run(Options(**given, source=source, merge=merge))}
+    return Options(**given, source=source, merge=merge)

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "selfmoe_ray"
 # Lowest first; a file may import from its own floor and from those below.
 FLOORS = [
-    {"errors", "config", "records", "storage", "run_dir", "events", "base_model", "gguf", "fingerprint"},
+    {"errors", "config", "records", "storage", "run_dir", "run_lock", "events", "base_model", "gguf", "fingerprint"},
     {"domains", "generation", "reporting"},
     {"mixture", "training"},
     {"evaluation", "serving", "planning"},
@@ -17,7 +17,7 @@ FLOORS = [
     {"ray_"},
     {"provenance", "stages", "pipeline"},
     {"command", "doctor"},
-    {"eval_command"},
+    {"eval_command", "studies_command"},
 ]
 
 

@@ -45,6 +45,18 @@ UNTARGETED = (
 )
 # The steps between the paper's GSM8K scores are those of 200 problems.
 PAPER_LIMITS = {"gsm8k": 200}
+_DRAW = ".draw"
+
+
+def draw_name(benchmark: str, draw: int) -> str:
+    """The name of a benchmark under another draw of its few-shot examples; draw 0 has the benchmark's own."""
+    return f"{benchmark}{_DRAW}{draw + 1}" if draw else benchmark
+
+
+def split_draw(name: str) -> tuple[str, int]:
+    """The inverse of `draw_name`."""
+    benchmark, _, number = name.partition(_DRAW)
+    return benchmark, int(number) - 1 if number else 0
 
 
 def preset(name: Preset) -> list[Benchmark]:
@@ -56,7 +68,8 @@ def preset(name: Preset) -> list[Benchmark]:
 def select_benchmarks(names: Sequence[str], limit: int | None, num_fewshot: int | None = None) -> list[Benchmark]:
     """Benchmarks by name, in that order; a name that is not the paper's is an lm-eval task of its own.
 
-    "paper" and "full" stand for the presets. limit, num_fewshot: instead of each benchmark's own, if given.
+    "paper" and "full" stand for the presets; "<name>:<n>" is the first n items of each task of a benchmark.
+    limit, num_fewshot: instead of each benchmark's own, if given; a limit of a name's own goes before.
     Raises UserError where a name is given twice or a number cannot be.
     """
     for flag, value, least in (("--limit", limit, 1), ("--num-fewshot", num_fewshot, 0)):
@@ -64,11 +77,16 @@ def select_benchmarks(names: Sequence[str], limit: int | None, num_fewshot: int 
             raise UserError(f"{flag}: {value} given; it must be at least {least}")
     known = {benchmark.name: benchmark for benchmark in preset("full")}
     chosen: list[Benchmark] = []
-    for name in names:
+    own_limits: dict[str, int] = {}
+    for given in names:
+        name, colon, own = given.partition(":")
         if name in ("paper", "full"):
-            chosen += preset("paper" if name == "paper" else "full")
+            found = preset("paper" if name == "paper" else "full")
         else:
-            chosen.append(known.get(name, Benchmark(name, name)))
+            found = [known.get(name, Benchmark(name, name))]
+        if colon:
+            own_limits |= dict.fromkeys((each.name for each in found), _limit(given, own))
+        chosen += found
     repeated = sorted({each.name for each in chosen if sum(other.name == each.name for other in chosen) > 1})
     if repeated:
         raise UserError(f"--tasks: {', '.join(repeated)} is listed more than once")
@@ -77,8 +95,14 @@ def select_benchmarks(names: Sequence[str], limit: int | None, num_fewshot: int 
     return [
         replace(
             each,
-            limit=each.limit if limit is None else limit,
+            limit=own_limits.get(each.name, each.limit if limit is None else limit),
             num_fewshot=each.num_fewshot if num_fewshot is None else num_fewshot,
         )
         for each in chosen
     ]
+
+
+def _limit(given: str, number: str) -> int:
+    if not number.isdecimal() or int(number) < 1:
+        raise UserError(f"--tasks: {given!r} limits a benchmark to {number!r} items; it must be a number above 0")
+    return int(number)

@@ -22,7 +22,6 @@ class EvaluationSettings:
     mixture: str
     dtype: str
     max_model_len: int
-    fewshot_seed: int
 
 
 @dataclass(eq=False)
@@ -83,8 +82,9 @@ class Evaluation:
         self.settings = settings
         self._run_dir = run_dir
         self._emit = emit
-        self.unfinished = [cell for cell in cells if not self._is_done(cell)]
+        self.unfinished = [cell for cell in cells if self._is_extended(cell) or not self._is_done(cell)]
         for cell in self.unfinished:
+            self._extend(cell)
             run_dir.begin(self._folder(cell), self._cell_settings(cell), redo=cell.name)
             cell.done = self._read_parts(cell)
 
@@ -118,6 +118,7 @@ class Evaluation:
     def _cell_settings(self, cell: Cell) -> dict[str, Any]:
         return {
             **asdict(self.settings),
+            "fewshot_seed": cell.benchmark.fewshot_seed,
             "gate": cell.gate,
             "task": cell.benchmark.benchmark.task,
             "limit": cell.benchmark.benchmark.limit,
@@ -128,11 +129,33 @@ class Evaluation:
     def _is_done(self, cell: Cell) -> bool:
         return self._run_dir.is_done(self._folder(cell), self._cell_settings(cell), {}, redo=cell.name)
 
+    def _is_extended(self, cell: Cell) -> bool:
+        """Whether the folder holds the same evaluation of fewer items, finished or not."""
+        begun = f"{self._folder(cell)}/{RunDir.BEGUN}"
+        if not self._run_dir.storage.exists(begun):
+            return False
+        found, asked = self._run_dir.storage.read_json(begun)["settings"], self._cell_settings(cell)
+        fewer, more = found.get("limit"), asked["limit"]
+        is_more = fewer is not None and (more is None or more > fewer)
+        return is_more and {**found, "limit": more} == asked
+
+    def _extend(self, cell: Cell) -> None:
+        """Take up an evaluation of fewer items; what it answered stays answered."""
+        if not self._is_extended(cell):
+            return
+        storage, folder = self._run_dir.storage, self._folder(cell)
+        if self._run_dir.read_manifest(folder):
+            storage.write_jsonl(f"{folder}/parts/part-000000.jsonl", storage.read_jsonl(f"{folder}/samples.jsonl"))
+            storage.delete(f"{folder}/manifest.json")
+        storage.write_json(f"{folder}/{RunDir.BEGUN}", {"settings": self._cell_settings(cell)})
+
     def _read_parts(self, cell: Cell) -> dict[ItemId, Item]:
+        """The finished items; one whose prompt is another now is left out."""
         storage = self._run_dir.storage
         rows = [row for file in storage.list_files(f"{self._folder(cell)}/parts") for row in storage.read_jsonl(file)]
-        items = [Item(**row) for row in rows]
-        return {(item.task, item.doc_id): item for item in items}
+        items = {(item.task, item.doc_id): item for item in (Item(**row) for row in rows)}
+        hashes = cell.benchmark.prompt_hashes
+        return {name: item for name, item in items.items() if hashes.get(name) == item.prompt_hash}
 
     def _keep(self, answers: Answers) -> None:
         shard, cell = answers.shard, answers.shard.cell

@@ -9,8 +9,12 @@ from importlib import metadata
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 from selfmoe_ray.evaluation import harness
+from selfmoe_ray.serving.routing import LOG
 from selfmoe_ray.serving.vllm_plugin.requests import GATE_KEY
+from selfmoe_ray.serving.vllm_plugin.trace import ROUTING_KEY
 
 
 def _version(distribution: str, version: Callable[[str], str] = metadata.version) -> str:
@@ -43,6 +47,13 @@ class GatedLM(VLLM):
         self.model.gate = gate
         return harness.respond(self, requests)
 
+    def trace(self, requests: Sequence[Any]) -> list[np.ndarray]:
+        """MiXSE's gates while it answers requests: [layers, tokens, n] each, prompts included."""
+        self.model.gate, self.model.traces = "router", []
+        harness.respond(self, requests)
+        traces, self.model.traces = self.model.traces, None
+        return traces
+
     def close(self) -> None:
         """End the engine's processes."""
         self.model.llm_engine.engine_core.shutdown()
@@ -55,15 +66,27 @@ class GatedEngine:
         self._llm = llm
         self.llm_engine = llm.llm_engine
         self.gate = "router"
+        self.traces: list[np.ndarray] | None = None
 
     def generate(self, prompts: Sequence[Any], sampling_params: Sequence[Any], **options: Any) -> Any:
         """As `LLM.generate`. A sampled text has a seed of its own, so that it depends on no other request."""
         repeats: Counter[int] = Counter()
         for prompt, params in zip(prompts, sampling_params, strict=True):
             params.extra_args = {**(params.extra_args or {}), GATE_KEY: self.gate}
+            if self.traces is not None:
+                params.extra_args[ROUTING_KEY] = "layers"
             if params.temperature > 0:
                 key = zlib.crc32(repr(prompt["prompt_token_ids"]).encode())
                 params.seed = key + repeats[key]
                 repeats[key] += 1
         # A bar for each call would hide the progress by shards, and vLLM fails where bars are disabled.
-        return self._llm.generate(prompts, sampling_params=sampling_params, **{**options, "use_tqdm": False})
+        outputs = self._llm.generate(prompts, sampling_params=sampling_params, **{**options, "use_tqdm": False})
+        if self.traces is not None:
+            self.traces += [_gates(each) for each in LOG.fetch_offline(self._llm, outputs) if each]
+        return outputs
+
+
+def _gates(routing: dict[str, Any]) -> np.ndarray:
+    """[layers, tokens, n] of a `mixse_routing` object, without the tokens that were never fed to the model."""
+    layers = routing["choices"][0]["layers"]
+    return np.array([[gates for gates in layer if gates is not None] for layer in layers], dtype=np.float32)

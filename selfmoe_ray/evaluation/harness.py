@@ -48,8 +48,9 @@ class LoadedBenchmark:
     prompt made alone would not be the one that lm-eval makes.
     """
 
-    def __init__(self, benchmark: Benchmark, tasks: Mapping[str, Any], groups: Mapping[str, Any]):
+    def __init__(self, benchmark: Benchmark, tasks: Mapping[str, Any], groups: Mapping[str, Any], fewshot_seed: int):
         self.benchmark = benchmark
+        self.fewshot_seed = fewshot_seed
         self._tasks = tasks
         self._groups = groups
         self._instances: dict[ItemId, list[Any]] = {}
@@ -75,6 +76,13 @@ class LoadedBenchmark:
         return {name: task.VERSION for name, task in self._tasks.items()}
 
     @property
+    def prompt_hashes(self) -> dict[ItemId, str]:
+        """lm-eval's hash of each item's first prompt, examples included."""
+        from lm_eval.utils import hash_string
+
+        return {item: hash_string(instances[0].args[0]) for item, instances in self._instances.items()}
+
+    @property
     def texts(self) -> dict[str, str]:
         """All that a document says, its answer included, by the item's id."""
         return {item_id(*item): "\n".join(_strings(instances[0].doc)) for item, instances in self._instances.items()}
@@ -87,6 +95,10 @@ class LoadedBenchmark:
             for instance in self._instances[item]
             for _ in range(instance.repeats or 1)
         ]
+
+    def first_requests(self, items: Sequence[ItemId]) -> list[Any]:
+        """The first request of each of these items."""
+        return [self.requests([item])[0] for item in items]
 
     def score(self, items: Sequence[ItemId], responses: Sequence[Any]) -> list[Item]:
         """Score what a model answered to `requests(items)`, by lm-eval's filters and metrics."""
@@ -153,7 +165,7 @@ class LoadedBenchmark:
 
 def load_benchmark(benchmark: Benchmark, source: TaskSource, manager: Any) -> LoadedBenchmark:
     """Load a benchmark's tasks and make its prompts. Raises UserError where it cannot be loaded."""
-    return LoadedBenchmark(benchmark, *load_task(benchmark.task, source, manager))
+    return LoadedBenchmark(benchmark, *load_task(benchmark.task, source, manager), source.fewshot_seed)
 
 
 def respond(lm: Any, requests: Sequence[Any]) -> list[Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from selfmoe_ray.evaluation import statistics
 from selfmoe_ray.evaluation.harness import item_id
 from selfmoe_ray.evaluation.statistics import Comparison, compare, holm
 from selfmoe_ray.evaluation.systems import BASE
@@ -48,10 +50,17 @@ class Row:
     test: str | None = None
 
 
-def read_cells(run_dir: RunDir, system_order: Sequence[str]) -> list[Cell]:
-    """Every finished evaluation of a run: benchmarks by name, systems in the order given, others last."""
+def read_cells(
+    run_dir: RunDir, system_order: Sequence[str], without: Mapping[str, Collection[str]] | None = None
+) -> list[Cell]:
+    """Every finished evaluation of a run: benchmarks by name, systems in the order given, others last.
+
+    without: by benchmark, ids of items that do not count. A score that is no mean of its items' values
+    cannot be had without some of them, and is left out then.
+    """
     folders = [each for system in run_dir.storage.list_folders("eval") for each in run_dir.storage.list_folders(system)]
-    cells = [_read_cell(run_dir, folder) for folder in folders if run_dir.read_manifest(folder)]
+    found = [_read_cell(run_dir, folder) for folder in folders if run_dir.read_manifest(folder)]
+    cells = [kept for cell in found if (kept := _leave_out(cell, (without or {}).get(cell.benchmark, ())))]
     rank = {system: place for place, system in enumerate(system_order)}
     return sorted(cells, key=lambda cell: (cell.benchmark, rank.get(cell.system, len(rank)), cell.system))
 
@@ -64,6 +73,17 @@ def _read_cell(run_dir: RunDir, folder: str) -> Cell:
     found = {item_id(sample["task"], sample["doc_id"]): sample["metrics"].get(metric) for sample in samples}
     values = {item: float(value) for item, value in found.items() if isinstance(value, int | float)}
     return Cell(system, benchmark, metric, summary["metrics"][metric], values)
+
+
+def _leave_out(cell: Cell, items: Collection[str]) -> Cell | None:
+    kept = {item: value for item, value in cell.values.items() if item not in items}
+    if len(kept) == len(cell.values):
+        return cell
+    whole = statistics.mean(list(cell.values.values())).mean
+    if not kept or len(cell.values) != cell.score["n"] or not math.isclose(whole, cell.score["score"], abs_tol=1e-9):
+        return None
+    score = asdict(statistics.score(list(kept.values())))
+    return replace(cell, score={"score": score.pop("mean"), **score}, values=kept)
 
 
 def main_table(cells: Sequence[Cell], seed: int) -> list[Row]:

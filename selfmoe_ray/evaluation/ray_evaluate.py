@@ -13,7 +13,9 @@ import ray
 
 from selfmoe_ray.config import GenerationConfig, RunConfig
 from selfmoe_ray.evaluation.evaluate import Answers, Shard
+from selfmoe_ray.evaluation.traced import summarise
 from selfmoe_ray.generation.engines import EnginePlan, engine_kwargs, env_vars, plan_engines
+from selfmoe_ray.mixture.checkpoint import read_spec
 from selfmoe_ray.storage import Storage
 
 # One that an engine works on and one that waits for it, while this process scores.
@@ -31,9 +33,10 @@ class EngineJob:
 
 
 class Engine:
-    """A vLLM engine of a mixture."""
+    """A vLLM engine of a mixture, once it is started."""
 
-    def __init__(self, job: EngineJob):
+    def start(self, job: EngineJob) -> None:
+        """Load the mixture. No constructor, because Ray passes on only the text of what one raises."""
         from selfmoe_ray.serving import orphans
 
         orphans.claim()
@@ -43,12 +46,17 @@ class Engine:
 
         self._files = contextlib.ExitStack()
         folder = self._files.enter_context(Storage(job.run).local_folder_to_read(job.mixture))
+        self._experts = list(read_spec(folder).experts)
         self._lm = GatedLM(str(folder), hf_overrides={"mixse_base": job.base_model}, **job.engine_kwargs)
 
     def respond(self, gate: str, requests: list[Any]) -> tuple[list[Any], float]:
         """The answers to lm-eval requests under a gate, and the seconds that they took."""
         start = time.monotonic()
         return self._lm.respond(gate, requests), time.monotonic() - start
+
+    def trace(self, requests: list[Any]) -> dict[str, Any]:
+        """How MiXSE routes the tokens of requests and their answers (`evaluation.traced.summarise`)."""
+        return summarise(self._lm.trace(requests), self._experts)
 
     def close(self) -> None:
         """End the engine."""
@@ -63,7 +71,8 @@ class Engines:
         actor: Any = ray.remote(num_cpus=plan.cpus * plan.tensor_parallel_size, num_gpus=plan.gpus)(Engine)
         options = {"runtime_env": {"env_vars": environment}}
         count = sum(pool.engines for pool in plan.pools)
-        self._actors = [actor.options(**options).remote(job) for _ in range(count)]
+        self._actors = [actor.options(**options).remote() for _ in range(count)]
+        self._starting = [actor.start.remote(job) for actor in self._actors]
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +85,8 @@ class Engines:
             ray.kill(actor)
 
     def answer(self, shards: Iterable[Shard]) -> Iterator[Answers]:
-        """Have each shard answered by the engine that is free first."""
+        """Have each shard answered by the engine that is free first. Raises UserError where none can start."""
+        ray.get(self._starting)
         waiting, free = iter(shards), list(self._actors) * _SHARDS_PER_ENGINE
         running: dict[Any, tuple[Any, Shard]] = {}
         while True:
@@ -90,6 +100,11 @@ class Engines:
             free.append(actor)
             responses, seconds = ray.get(ready)
             yield Answers(shard, responses, seconds)
+
+    def trace(self, requests: list[Any]) -> dict[str, Any]:
+        """As `Engine.trace`, by one engine."""
+        ray.get(self._starting)
+        return ray.get(self._actors[0].trace.remote(requests))
 
 
 def start_engines(config: RunConfig, run: str, mixture: str, dtype: str, max_model_len: int) -> Engines:

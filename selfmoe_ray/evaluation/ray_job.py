@@ -1,34 +1,36 @@
-"""The evaluation of a run from its folder to its table: what `jobs/eval.py` does."""
+"""The evaluation of a run from its folder to its tables: what `jobs/eval.py` does."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import RunConfig, parse_config
+from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.benchmarks import select_benchmarks
-from selfmoe_ray.evaluation.contamination import find_overlaps
 from selfmoe_ray.evaluation.evaluate import Cell, Evaluation, EvaluationSettings
-from selfmoe_ray.evaluation.harness import LoadedBenchmark, load_benchmark
-from selfmoe_ray.evaluation.main_table import TABLE, main_table, read_cells, to_csv, to_text
-from selfmoe_ray.evaluation.systems import requested_gates, select_systems
-from selfmoe_ray.evaluation.tasks import TaskSource, check_names, task_manager
+from selfmoe_ray.evaluation.harness import LoadedBenchmark
+from selfmoe_ray.evaluation.preparation import find_leaked, load_benchmarks
+from selfmoe_ray.evaluation.results import write_results
+from selfmoe_ray.evaluation.systems import MIXSE, System, select_systems, system_order
+from selfmoe_ray.evaluation.tasks import TaskSource
+from selfmoe_ray.evaluation.traced import benchmarks_to_trace, keep_routing, spread
 from selfmoe_ray.events import Emit, EventLog
 from selfmoe_ray.mixture.checkpoint import read_spec
 from selfmoe_ray.mixture.merging import METHODS, MergeConfig, merge_mixture
+from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.ray_session import check_root, ray_session
 from selfmoe_ray.run_dir import RunDir
-
-LEAKED = "eval/leaked.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for; dtype: None for the run's own."""
+    """What the command line asks for; dtype: None for the run's own. traced_items: of each benchmark."""
 
     run: str
     systems: Sequence[str]
@@ -37,38 +39,57 @@ class Options:
     merge: MergeConfig
     limit: int | None = None
     num_fewshot: int | None = None
+    draws: int = 1
     shard_size: int = 256
     dtype: str | None = None
     max_model_len: int = 4096
+    exclude_leaked: bool = False
+    traced_items: int = 8
     redo: Sequence[str] = ()
     verbose: bool = False
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with one mixture: the cells to answer, and the benchmarks to trace its routing on."""
+
+    evaluation: Evaluation
+    traced: Sequence[LoadedBenchmark]
+
+    def __bool__(self) -> bool:
+        return bool(self.evaluation.unfinished or self.traced)
+
+
 def evaluate_run(options: Options) -> str:
-    """Evaluate what is not evaluated yet, write and print the main table; returns the run's folder.
+    """Evaluate what is not evaluated yet, write and print the tables; returns the run's folder.
 
     Raises UserError for everything that the user can mend, before an engine starts.
     """
     run_dir, config = open_run(options.run)
-    run_dir.manifest_hash(run_dir.MIXSE)
-    with run_dir.storage.local_folder_to_read(run_dir.MIXSE) as folder:
-        spec = read_spec(folder)
-    systems = select_systems(options.systems, spec)
+    spec = read_mixture(run_dir)
+    systems = select_systems(options.systems, spec, config)
     with run_dir.storage.open_append(run_dir.EVENTS) as append:
         emit = EventLog(append)
-        benchmarks = _load(options, emit)
-        _find_leaked(benchmarks, run_dir, emit)
+        chosen = select_benchmarks(options.tasks, options.limit, options.num_fewshot)
+        benchmarks = load_benchmarks(chosen, options.source, options.draws, emit)
+        find_leaked(benchmarks, run_dir, emit)
         _delete(options.redo, systems, benchmarks, run_dir)
-        plans = _plan(options, config, run_dir, systems, benchmarks, emit)
-        unfinished = {mixture: plan for mixture, plan in plans.items() if plan.unfinished}
-        if unfinished:
+        _train(systems, config, run_dir, options.verbose, emit)
+        works = _plan(options, config, run_dir, systems, benchmarks, emit)
+        if any(works.values()):
             with ray_session(options.verbose):
-                for mixture, plan in unfinished.items():
-                    _evaluate(mixture, plan, options, config, run_dir, emit)
-    rows = main_table(read_cells(run_dir, [*requested_gates(spec), *METHODS]), config.seed)
-    run_dir.storage.write_bytes(f"{run_dir.REPORT}/{TABLE}", to_csv(rows).encode())
-    print(f"\n{to_text(rows)}\n\nScores in percent. {run_dir.storage.path(run_dir.REPORT)}/{TABLE}")
+                for mixture, work in works.items():
+                    if work:
+                        _evaluate(mixture, work, options, config, run_dir, emit)
+    print(write_results(run_dir, config, system_order(spec), options.exclude_leaked))
     return run_dir.storage.path()
+
+
+def read_mixture(run_dir: RunDir) -> MixtureSpec:
+    """The spec of a run's finished mixture. Raises UserError where it is not finished."""
+    run_dir.manifest_hash(run_dir.MIXSE)
+    with run_dir.storage.local_folder_to_read(run_dir.MIXSE) as folder:
+        return read_spec(folder)
 
 
 def open_run(run: str) -> tuple[RunDir, RunConfig]:
@@ -85,72 +106,61 @@ def open_run(run: str) -> tuple[RunDir, RunConfig]:
     return run_dir, parse_config(values, run_dir.storage.path(run_dir.CONFIG))
 
 
-def _load(options: Options, emit: Emit) -> list[LoadedBenchmark]:
-    chosen = select_benchmarks(options.tasks, options.limit, options.num_fewshot)
-    emit("eval", message="loading tasks", benchmarks=len(chosen))
-    manager = task_manager(options.source)
-    check_names(chosen, manager)
-    return [load_benchmark(benchmark, options.source, manager) for benchmark in chosen]
-
-
-def _find_leaked(benchmarks: Sequence[LoadedBenchmark], run_dir: RunDir, emit: Emit) -> None:
-    """List the items that stand in the generated examples, by benchmark, and say how many there are."""
-    storage = run_dir.storage
-    domains = [folder.rpartition("/")[2] for folder in storage.list_folders("data")]
-    examples = [example for domain in domains for example in run_dir.read_examples(domain)]
-    rows = {example.id: f"{example.instruction}\n{example.input}\n{example.output}" for example in examples}
-    leaked = storage.read_json(LEAKED) if storage.exists(LEAKED) else {}
-    for each in benchmarks:
-        leaked[each.benchmark.name] = [asdict(overlap) for overlap in find_overlaps(each.texts, rows)]
-    storage.write_json(LEAKED, leaked)
-    counts = {each.benchmark.name: len(leaked[each.benchmark.name]) for each in benchmarks}
-    emit("eval", message="items that share 13 words with a generated example", **counts)
-
-
 def _delete(
-    redo: Sequence[str], systems: Mapping[str, str], benchmarks: Sequence[LoadedBenchmark], run_dir: RunDir
+    redo: Sequence[str], systems: Mapping[str, System], benchmarks: Sequence[LoadedBenchmark], run_dir: RunDir
 ) -> None:
     names = [each.benchmark.name for each in benchmarks]
-    cells = {f"{system}/{name}": (system, name) for name in names for system in systems}
+    folders = {f"{system}/{name}": [run_dir.evaluation(system, name)] for name in names for system in systems}
+    folders[run_dir.MERGED] = [run_dir.MERGED, *(f"eval/{method}" for method in METHODS)]
+    trained = [name for name, system in systems.items() if system.variant]
+    folders |= {run_dir.variant(name): [run_dir.variant(name), f"eval/{name}"] for name in trained}
     for name in redo:
-        if name == run_dir.MERGED:
-            for folder in (run_dir.MERGED, *(f"eval/{method}" for method in METHODS)):
-                run_dir.storage.delete(folder)
-        elif name in cells:
-            run_dir.storage.delete(run_dir.evaluation(*cells[name]))
-        else:
-            raise UserError(
-                f"--redo: {name!r} is not asked for; it must be {run_dir.MERGED} or one of {', '.join(cells)}"
-            )
+        if name not in folders:
+            raise UserError(f"--redo: {name!r} is not asked for; it must be one of {', '.join(folders)}")
+        for folder in folders[name]:
+            run_dir.storage.delete(folder)
+
+
+def _train(systems: Mapping[str, System], config: RunConfig, run_dir: RunDir, verbose: bool, emit: Emit) -> None:
+    """Train the variants that are asked for and not trained yet."""
+    variants = [system.variant for system in systems.values() if system.variant]
+    if not variants:
+        return
+    from selfmoe_ray.evaluation.ray_variants import train_variants
+
+    folders = [variant.folder(run_dir) for variant in variants]
+    is_all_there = all(folder.read_manifest(folder.MIXSE) for folder in folders)
+    base = resolve(config.base_model, config.trust_remote_code)
+    with contextlib.nullcontext() if is_all_there else ray_session(verbose):
+        train_variants(list(zip(variants, folders, strict=True)), load_domains(config.domains), base, emit)
 
 
 def _plan(
     options: Options,
     config: RunConfig,
     run_dir: RunDir,
-    systems: Mapping[str, str],
+    systems: Mapping[str, System],
     benchmarks: Sequence[LoadedBenchmark],
     emit: Emit,
-) -> dict[str, Evaluation]:
-    """An evaluation for each mixture, by its folder; benchmark by benchmark, so that comparisons are there early."""
-    plans = {}
-    for mixture in (run_dir.MIXSE, run_dir.MERGED):
-        gates = {name: gate for name, gate in systems.items() if (name in METHODS) == (mixture == run_dir.MERGED)}
-        if not gates:
-            continue
+) -> dict[str, Work]:
+    """The work of each mixture, by its folder; benchmark by benchmark, so that comparisons are there early."""
+    works = {}
+    for mixture in dict.fromkeys(system.mixture for system in systems.values()):
         if mixture == run_dir.MERGED:
             _merge(options.merge, config, run_dir, emit)
         settings = EvaluationSettings(
             mixture=run_dir.manifest_hash(mixture),
             dtype=options.dtype or config.generation.dtype,
             max_model_len=_max_model_len(options, run_dir),
-            fewshot_seed=options.source.fewshot_seed,
         )
+        gates = {name: system.gate for name, system in systems.items() if system.mixture == mixture}
         cells = [Cell(system, gate, benchmark) for benchmark in benchmarks for system, gate in gates.items()]
-        plans[mixture] = plan = Evaluation(cells, settings, run_dir, emit)
+        plan = Evaluation(cells, settings, run_dir, emit)
+        traced = benchmarks_to_trace(benchmarks, options.traced_items, run_dir) if MIXSE in gates else []
+        works[mixture] = Work(plan, traced)
         missing = sum(len(cell.missing) for cell in plan.unfinished)
         emit("eval", message=f"{mixture}: {len(plan.unfinished)} of {len(cells)} to do", items=missing)
-    return plans
+    return works
 
 
 def _merge(merge: MergeConfig, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:
@@ -176,10 +186,14 @@ def _max_model_len(options: Options, run_dir: RunDir) -> int:
     return min(options.max_model_len, longest or options.max_model_len)
 
 
-def _evaluate(mixture: str, plan: Evaluation, options: Options, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:
+def _evaluate(mixture: str, work: Work, options: Options, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:
     from selfmoe_ray.evaluation.ray_evaluate import start_engines
 
-    settings = plan.settings
+    settings = work.evaluation.settings
     emit("eval", message=f"starting engines of {mixture}")
     with start_engines(config, run_dir.storage.path(), mixture, settings.dtype, settings.max_model_len) as engines:
-        plan.run(engines.answer, options.shard_size)
+        work.evaluation.run(engines.answer, options.shard_size)
+        for benchmark in work.traced:
+            routing = engines.trace(benchmark.first_requests(spread(benchmark.items, options.traced_items)))
+            keep_routing(benchmark, options.traced_items, routing, run_dir)
+            emit("eval", message="routing traced", benchmark=benchmark.benchmark.name, tokens=routing["tokens"])

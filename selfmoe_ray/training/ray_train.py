@@ -16,6 +16,7 @@ from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.events import Emit
 from selfmoe_ray.ray_cluster import read_cluster
+from selfmoe_ray.ray_session import beside_driver
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.training.dataset import TokenizedRows, tokenize_all
 from selfmoe_ray.training.devices import WorkerShape, count_devices, worker_shape
@@ -180,8 +181,9 @@ def _fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape
     import ray
     from ray.exceptions import RayTaskError
 
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-    progress = ray.remote(num_cpus=0)(_Progress).remote()
+    here = beside_driver()
+    fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_fit)
+    progress = ray.remote(num_cpus=0, scheduling_strategy=here)(_Progress).remote()
     pending = [fit.remote(phase, count, shape, progress) for phase, count in zip(phases, workers, strict=True)]
     try:
         while pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from selfmoe_ray.evaluation.tasks import TaskSource, task_manager
 from selfmoe_ray.run_dir import RunDir
 from tests.evaluation.tiny_tasks import ROWS, write_tiny_tasks
 
-SETTINGS = EvaluationSettings(mixture="abc", dtype="float32", max_model_len=128, fewshot_seed=1)
+SETTINGS = EvaluationSettings(mixture="abc", dtype="float32", max_model_len=128)
 
 
 class Worker:
@@ -37,10 +38,19 @@ class Worker:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedBenchmark:
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskSource:
     monkeypatch.setenv("SELFMOE_RAY_CACHE", str(tmp_path / "cache"))
-    source = TaskSource(task_files=str(write_tiny_tasks(tmp_path / "tasks")))
-    return load_benchmark(Benchmark("tiny", "tiny_generation"), source, task_manager(source, include_defaults=False))
+    return TaskSource(task_files=str(write_tiny_tasks(tmp_path / "tasks")))
+
+
+def load(source: TaskSource, limit: int | None = None) -> LoadedBenchmark:
+    manager = task_manager(source, include_defaults=False)
+    return load_benchmark(Benchmark("tiny", "tiny_generation", limit=limit), source, manager)
+
+
+@pytest.fixture
+def benchmark(source: TaskSource) -> LoadedBenchmark:
+    return load(source)
 
 
 @pytest.fixture
@@ -92,14 +102,39 @@ def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(
 ) -> None:
     plan(benchmark, run_dir).run(Worker().answer, shard_size=100)
     assert plan(benchmark, run_dir).unfinished == []
-    other = EvaluationSettings(mixture="abc", dtype="bfloat16", max_model_len=128, fewshot_seed=1)
+    other = EvaluationSettings(mixture="abc", dtype="bfloat16", max_model_len=128)
     with pytest.raises(UserError, match=r"dtype = 'float32'.*'bfloat16'(.|\n)*--redo base/tiny"):
         Evaluation([Cell("base", "base", benchmark)], other, run_dir, lambda kind, **fields: None)
+
+
+@pytest.mark.parametrize("dies_after", [1, 1000], ids=["unfinished", "finished"])
+def test_more_items_keep_what_is_answered(source: TaskSource, run_dir: RunDir, dies_after: int) -> None:
+    few, more = (load(source, limit) for limit in (4, None))
+    first, second = Worker(dies_after), Worker()
+    with contextlib.suppress(RuntimeError):
+        plan(few, run_dir).run(first.answer, shard_size=4)
+    plan(more, run_dir).run(second.answer, shard_size=2)
+    answered = first.items + second.items
+    assert first.items and len(answered) == 2 * ROWS == len(set(answered))
+    assert run_dir.read_manifest("eval/base/tiny")["counts"] == {"items": ROWS}  # type: ignore[index]
+    with pytest.raises(UserError, match=r"limit = None.*asks for 4"):
+        plan(few, run_dir)
+
+
+def test_items_whose_prompt_has_changed_are_answered_anew(source: TaskSource, run_dir: RunDir) -> None:
+    few, more = (load(source, limit) for limit in (4, None))
+    plan(few, run_dir).run(Worker().answer, shard_size=4)
+    samples = run_dir.storage.read_jsonl("eval/base/tiny/samples.jsonl")
+    samples[2]["prompt_hash"] = "another"
+    run_dir.storage.write_jsonl("eval/base/tiny/samples.jsonl", samples)
+    worker = Worker()
+    plan(more, run_dir).run(worker.answer, shard_size=100)
+    assert [item for system, (_, item) in worker.items if system == "base"] == [2, *range(4, ROWS)]
 
 
 def test_parts_of_other_settings_are_not_mixed(benchmark: LoadedBenchmark, run_dir: RunDir) -> None:
     with pytest.raises(RuntimeError):
         plan(benchmark, run_dir).run(Worker(dies_after=1).answer, shard_size=3)
-    other = EvaluationSettings(mixture="another", dtype="float32", max_model_len=128, fewshot_seed=1)
+    other = EvaluationSettings(mixture="another", dtype="float32", max_model_len=128)
     with pytest.raises(UserError, match="mixture"):
         Evaluation([Cell("mixse", "router", benchmark)], other, run_dir, lambda kind, **fields: None)

@@ -25,7 +25,7 @@ def options(config: RunConfig, run_dir: RunDir, tmp_path: Path, monkeypatch: pyt
     run_dir.write_start(config.model_dump(mode="json"), {})
     return {
         "run": run_dir.storage.path(),
-        "systems": ["base", "mixse", "ties"],
+        "systems": ["base", "instance", "ties", "random", "mixse"],
         "tasks": ["tiny_generation", "tiny_choice"],
         "source": TaskSource(task_files=str(write_tiny_tasks(tmp_path / "tasks"))),
         "merge": MergeConfig(),
@@ -51,27 +51,43 @@ def test_what_is_refused_before_any_work(options: dict[str, Any], run_dir: RunDi
         evaluate_run(Options(**options))
 
 
+@pytest.mark.slow
+def test_what_keeps_an_engine_from_starting_is_one_message(
+    options: dict[str, Any], config: RunConfig, run_dir: RunDir
+) -> None:
+    gone = f"{config.root}/gone"
+    run_dir.write_start({**config.model_dump(mode="json"), "base_model": gone}, {})
+    with pytest.raises(UserError) as raised:
+        evaluate_run(Options(**{**options, "systems": ["base"]}))
+    message = str(getattr(raised.value, "cause", raised.value))
+    assert gone in message and "Traceback" not in message
+
+
 @pytest.mark.serving
 @pytest.mark.timeout(1200)
 def test_every_system_on_ray_and_nothing_twice(
-    options: dict[str, Any], run_dir: RunDir, capsys: pytest.CaptureFixture[str]
+    options: dict[str, Any], config: RunConfig, run_dir: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate_run(Options(**options))
     first = capsys.readouterr().out
     leaked = run_dir.storage.read_json("eval/leaked.json")
     assert leaked == {"tiny_choice": [], "tiny_generation": []}
-    assert "starting engines of mixse" in first and "starting engines of merged" in first
+    for mixture in ("mixse", "merged", "variants/instance/mixse"):
+        assert f"starting engines of {mixture}" in first
     rows = list(csv.DictReader(io.StringIO(run_dir.storage.read_bytes("report/tables/main.csv").decode())))
     assert [(row["benchmark"], row["system"]) for row in rows] == [
-        (benchmark, system) for benchmark in ("tiny_choice", "tiny_generation") for system in ("base", "mixse", "ties")
+        (benchmark, system) for benchmark in ("tiny_choice", "tiny_generation") for system in options["systems"]
     ]
-    assert [int(row["n"]) for row in rows] == [2 * ROWS] * 3 + [ROWS] * 3
+    assert [int(row["n"]) for row in rows] == [2 * ROWS] * 5 + [ROWS] * 5
     assert all((row["difference"] == "") == (row["system"] == "base") for row in rows)
     texts = [
         [sample["responses"] for sample in run_dir.storage.read_jsonl(f"eval/{system}/tiny_generation/samples.jsonl")]
-        for system in ("base", "mixse", "ties")
+        for system in options["systems"]
     ]
-    assert texts[0] != texts[1] != texts[2] != texts[0]
+    assert all(one != other for place, one in enumerate(texts) for other in texts[:place])
+    for benchmark, routing in run_dir.storage.read_json("eval/routing.json").items():
+        assert benchmark in options["tasks"] and routing["items"] == ROWS and routing["experts"] == config.domains
+        assert sum(routing["top1_share"]) == pytest.approx(1) and len(routing["layers"]["mean_gate"]) == 2
     evaluate_run(Options(**options))
     again = capsys.readouterr().out
     assert "starting engines" not in again and again.split("\n\n")[-3:] == first.split("\n\n")[-3:]

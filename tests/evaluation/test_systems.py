@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.systems import requested_gates, select_systems
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.serving.vllm_plugin.gates import parse_gate
 
+CONFIG = RunConfig(domains=["math", "coding"])
 SPEC = MixtureSpec(experts=("math", "coding"), ranks=(2, 2), alphas=(4.0, 4.0))
 
 
@@ -19,14 +21,26 @@ def test_every_system_has_a_gate_of_the_engine() -> None:
 
 
 def test_systems_are_chosen_by_name() -> None:
-    assert select_systems(["mixse", "experts", "base", "ties"], SPEC) == {
-        "mixse": "router",
-        "expert-math": "math",
-        "expert-coding": "coding",
-        "base": "base",
-        "ties": "ties",
+    chosen = select_systems(["mixse", "experts", "base", "ties", "joint"], SPEC, CONFIG)
+    assert {name: (system.gate, system.mixture) for name, system in chosen.items()} == {
+        "mixse": ("router", "mixse"),
+        "expert-math": ("math", "mixse"),
+        "expert-coding": ("coding", "mixse"),
+        "base": ("base", "mixse"),
+        "ties": ("ties", "merged"),
+        "joint": ("router", "variants/joint/mixse"),
     }
-    with pytest.raises(UserError, match=r"no system 'expert-maths'; did you mean expert-math"):
-        select_systems(["base", "expert-maths"], SPEC)
-    with pytest.raises(UserError, match="no system is named"):
-        select_systems([], SPEC)
+    assert [name for name, system in chosen.items() if system.variant] == ["joint"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["base", "expert-maths"], r"no system 'expert-maths'; did you mean expert-math"),
+        (["joined"], r"no system 'joined'; did you mean joint"),
+        ([], "no system is named"),
+    ],
+)
+def test_unknown_systems_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        select_systems(names, SPEC, CONFIG)

@@ -80,3 +80,12 @@ def test_benchmarks_are_chosen_by_name_or_preset() -> None:
         select_benchmarks(["gsm8k", "paper"], None)
     with pytest.raises(UserError, match="--limit: 0 given"):
         select_benchmarks(["gsm8k"], 0)
+
+
+def test_a_benchmark_may_have_a_limit_of_its_own() -> None:
+    chosen = select_benchmarks(["mmlu:1", "gsm8k", "arc_easy:7"], 5)
+    assert [(each.name, each.limit) for each in chosen] == [("mmlu", 1), ("gsm8k", 5), ("arc_easy", 7)]
+    assert {each.limit for each in select_benchmarks(["paper:3"], None)} == {3}
+    for wrong in ("gsm8k:0", "gsm8k:x", "gsm8k:"):
+        with pytest.raises(UserError, match=f"'{wrong}' limits a benchmark"):
+            select_benchmarks([wrong], None)
