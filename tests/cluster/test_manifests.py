@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from importlib import metadata
@@ -101,7 +102,32 @@ def test_serve_and_our_own_settings_know_every_key(place: str) -> None:
     assert args.api_key_env == "MIXSE_API_KEYS" and args.api_key_env in text
 
 
-def test_rays_launcher_takes_the_file() -> None:
+@pytest.mark.parametrize("name", ["launcher-local.yaml", "launcher-aws.yaml", "launcher-gcp.yaml"])
+def test_rays_launcher_takes_the_file(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(manifest("launcher.yaml")))
+    described = manifest(name)
+    validate_config(prepare_config(described))
+    starts = [*described["head_start_ray_commands"], *described["worker_start_ray_commands"]]
+    assert sum("RAY_AUTH_MODE=token" in command for command in starts) == 2
+    assert any(place.endswith(".ray/auth_token") for place in described["file_mounts"])
+    with pytest.raises(Exception, match=r"(?i)additional properties|unexpected"):
+        validate_config({**prepare_config(described), "max_wokrers": 1})
+
+
+def test_the_image_is_made_of_what_is_there() -> None:
+    lines = (ROOT / "cluster/Dockerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]]
+    assert copied and all((ROOT / each).exists() for each in copied)
+    sent = (ROOT / "cluster/Dockerfile.dockerignore").read_text().splitlines()
+    assert all(f"!{each.split('/')[0]}" in sent for each in copied), "what is copied is sent to the builder"
+    assert "RUN requirements/install.sh ${DEVICE}" in lines
+    assert {path.stem for path in (ROOT / "requirements").glob("*.lock")} == {"cpu", "cuda"}
+
+
+def test_every_file_names_the_image_of_this_version() -> None:
+    from selfmoe_ray import __version__
+
+    for path in (ROOT / "cluster").glob("*.yaml"):
+        images = re.findall(r"(?m)image: (?:REGISTRY/)?(\S+)$", path.read_text())
+        assert set(images) <= {f"selfmoe-ray:{__version__}"}, path
