@@ -210,10 +210,7 @@ def write_probe(root: str, mark: str = "") -> str:
 def mark_of_driver(root: str) -> Iterator[str]:
     """A file below the root for other machines to find. Raises UserError where it cannot be written."""
     storage, mark = Storage(root), f".probe-{uuid.uuid4().hex}"
-    try:
-        storage.write_bytes(mark, b"")
-    except OSError as error:
-        raise UserError(f"root: {root!r} cannot be written: {error}") from error
+    storage.write_bytes(mark, b"")
     try:
         yield mark
     finally:

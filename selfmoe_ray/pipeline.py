@@ -17,6 +17,7 @@ from selfmoe_ray.ray_plan import plan_on_paper, prepare_cluster
 from selfmoe_ray.ray_session import check_root, ray_session
 from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run_lock import held
 from selfmoe_ray.stages import Context, Settings, Stage, delete_from, missing, run_stages
 from selfmoe_ray.training.mixse import assemble, mixse_manifest
 from selfmoe_ray.training.stage import expert_manifest, router_manifest
@@ -170,7 +171,7 @@ def run(config: RunConfig, redo: str | None = None, last: str | None = None, ver
     """
     check_root(config.root)
     run_dir = RunDir(config.root, config.run_name)
-    with run_dir.storage.open_append(run_dir.EVENTS) as append:
+    with held(run_dir.storage), run_dir.storage.open_append(run_dir.EVENTS) as append:
         emit = EventLog(append)
         context = prepare(config, run_dir, emit)
         if redo:

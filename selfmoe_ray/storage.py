@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import os
 import shutil
@@ -20,6 +22,30 @@ if TYPE_CHECKING:
 
 
 REWRITE_SECONDS = 10.0
+# Between the tries of a write that fails.
+RETRY_SECONDS = (1.0, 4.0, 16.0)
+# What waiting does not mend.
+LASTING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
+}  # fmt: skip
+LASTING_REMOTE = ("NO_SUCH_BUCKET", "ACCESS_DENIED")
+
+
+def _is_lasting(error: OSError) -> bool:
+    return error.errno in LASTING or any(name in str(error) for name in LASTING_REMOTE)
+
+
+@functools.lru_cache
+def _open_remote(root: str) -> tuple[Any, str]:
+    """pyarrow's filesystem of a URI, and the path in it; opening one may ask the network for its region."""
+    from pyarrow import fs
+
+    try:
+        filesystem, base = fs.FileSystem.from_uri(root)
+    except (ValueError, OSError) as error:
+        raise UserError(f"root: cannot open {root!r} ({error}); give a path, s3:// or gs://") from None
+    return filesystem, base
 
 
 class Storage:
@@ -34,13 +60,7 @@ class Storage:
 
     @property
     def _remote(self) -> tuple[Any, str]:
-        from pyarrow import fs
-
-        try:
-            filesystem, base = fs.FileSystem.from_uri(self.root)
-        except (ValueError, OSError) as error:
-            raise UserError(f"root: cannot open {self.root!r} ({error}); give a path, s3:// or gs://") from None
-        return filesystem, base
+        return _open_remote(self.root)
 
     def path(self, name: str = "") -> str:
         """The full path or URI of a name."""
@@ -82,24 +102,37 @@ class Storage:
             return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file atomically, making its folder."""
-        if self.is_local:
-            target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
+        """Write a file atomically, making its folder. Storage that fails as if for a moment is tried again.
+
+        Raises UserError where it cannot be written.
+        """
+        write = self._write_local if self.is_local else self._write_remote
+        for delay in (*RETRY_SECONDS, None):
             try:
-                with open(temporary, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, target)
+                return write(name, data)
             except OSError as error:
-                temporary.unlink(missing_ok=True)
-                raise UserError(
-                    f"cannot write {target}: {error.strerror}. Make room or choose another `root`; "
-                    "what is already written is kept, run again to go on."
-                ) from error
-            return
+                if delay is None or _is_lasting(error):
+                    raise UserError(
+                        f"cannot write {self.path(name)}: {error.strerror or error}. Make room or choose another "
+                        "`root`; what is already written is kept, run again to go on."
+                    ) from error
+                time.sleep(delay)
+
+    def _write_local(self, name: str, data: bytes) -> None:
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _write_remote(self, name: str, data: bytes) -> None:
         filesystem, base = self._remote
         with filesystem.open_output_stream(f"{base}/{name}") as stream:
             stream.write(data)
