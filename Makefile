@@ -12,7 +12,7 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 # Every Ray worker and vLLM process imports thousands of modules: keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve setup test test-serving lint lock
+.PHONY: demo serve setup test test-serving test-faults lint lock
 
 demo: $(STAMP)
 	.venv/bin/python jobs/pipeline.py --config jobs/configs/demo.yaml
@@ -25,12 +25,16 @@ serve: $(STAMP)
 setup: $(STAMP)
 
 test: lint
-	.venv/bin/python -m pytest -m "not slow and not serving"
+	.venv/bin/python -m pytest -m "not slow and not serving and not faults"
 	.venv/bin/python -m pytest -m slow
 
 # Engines under the vLLM plugin; longer than `make test` may take.
 test-serving: $(STAMP)
 	.venv/bin/python -m pytest -m serving
+
+# Engines, actors, drivers and nodes that go away in the midst of a run, on several Ray nodes of this machine.
+test-faults: $(STAMP)
+	.venv/bin/python -m pytest -m faults
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

@@ -123,7 +123,11 @@ class MeasureConfig(Section):
 
 
 class GenerationResources(Section):
-    """Devices of the vLLM actors. `engines`: actors in all, over all pools."""
+    """Devices of the vLLM actors. `engines`: actors in all, over all pools.
+
+    max_failures: how often an engine may end before its prompts are given in smaller portions, down to one.
+    stall_seconds: a pool that answers nothing for so long is taken for dead.
+    """
 
     pools: Literal["auto", "shared", "per_domain"] = "auto"
     engines: Auto | int = "auto"
@@ -132,6 +136,8 @@ class GenerationResources(Section):
     tensor_parallel_size: int = Field(1, ge=1)
     engine_kwargs: dict[str, Any] = {}
     env_vars: dict[str, str] = {}
+    max_failures: int = Field(2, ge=0)
+    stall_seconds: float = Field(1800, gt=0)
 
 
 class TrainingResources(Section):

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from selfmoe_ray.errors import UserError
 
@@ -60,3 +61,11 @@ def check_root(root: str) -> None:
             f"root: {root!r} is relative, but a submitted job runs in a temporary copy of its working directory.\n"
             "  give a folder that every node sees: --set root=/shared/runs (or s3://..., gs://...)"
         )
+
+
+def beside_driver() -> Any:
+    """Where what costs nothing and must not be lost runs: a node that goes away may not take a run with it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 import ray
-from ray.data.datasource import Datasource, ReadTask
 
-from selfmoe_ray.base_model import BaseModel, load_tokenizer
-from selfmoe_ray.config import BrainstormConfig, GenerationConfig, RespondConfig, RunConfig
+from selfmoe_ray.base_model import BaseModel
+from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.events import Emit
-from selfmoe_ray.generation import prompts
 from selfmoe_ray.generation.assembly import PartAssembler, Progress
-from selfmoe_ray.generation.engines import (
-    FINAL_ONLY_KEY,
-    EnginePlan,
-    Pool,
-    concurrent_requests,
-    engine_kwargs,
-    env_vars,
-    plan_engines,
-)
+from selfmoe_ray.generation.engines import EnginePlan, Pool, concurrent_requests, engine_kwargs, env_vars, plan_engines
 from selfmoe_ray.generation.generate import generate
+from selfmoe_ray.generation.ray_pool import EngineJob, Inbox, run_pool
+from selfmoe_ray.generation.recovery import Recovery
 from selfmoe_ray.generation.selection import Part
-from selfmoe_ray.records import Completion, Phase
+from selfmoe_ray.ray_session import beside_driver
+from selfmoe_ray.records import Completion
 from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.serving import orphans
 
 _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 60.0
-_ROWS_PER_BLOCK = 8
-# Columns of ray.data.llm's stages.
-_DATA_COLUMN, _ERROR = "__data", "__inference_error__"
 
 
 def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
@@ -49,30 +40,15 @@ def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, ru
         generate(domains, config, base, run_dir, pools.complete, emit)
 
 
-@dataclass(frozen=True)
-class EngineJob:
-    """All that a task needs to run a pool of engines."""
-
-    config: RunConfig
-    model_path: str
-    engines: int
-    bundles: list[dict[str, float]]
-    engine_kwargs: dict[str, Any]
-    env_vars: dict[str, str]
-
-    @property
-    def block_bytes(self) -> int:
-        """Ray Data's target for a block: above all that a block of prompts can hold."""
-        bytes_per_token, most_but_tokens = 8, 2**16
-        return _ROWS_PER_BLOCK * (self.engine_kwargs["max_model_len"] + 1) * bytes_per_token + most_but_tokens
-
-
 class EnginePools:
     """Engines that start with the first wave and serve all that follow.
 
     A pool is one Ray Data execution in a Ray task of its own, fed through an inbox: starting an engine
     takes longer than a small wave. The task ends when the pool closes, and with it the placement groups
     that engines with tensor parallelism hold until the process that made them is gone.
+
+    Ray Data starts an engine that ended anew, with the prompts that it had. What ends it again and again ends
+    the pool; then the pool starts anew, as `Recovery` says.
     """
 
     def __init__(self, config: RunConfig, base: BaseModel, plan: EnginePlan, emit: Emit):
@@ -80,41 +56,76 @@ class EnginePools:
         self._base = base
         self._plan = plan
         self._emit = emit
-        self._inboxes: dict[Pool, Any] = {}
-        self._streams: list[Any] = []
+        self._running: dict[Pool, _Running] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
         """Let the engines shut down before the devices are anyone else's."""
-        for inbox in self._inboxes.values():
-            inbox.put.remote(None)
-        if self._streams:
-            ends = [stream.completed() for stream in self._streams]
+        for running in self._running.values():
+            running.inbox.put.remote(None)
+        ends = [running.stream.completed() for running in self._running.values()]
+        if ends:
             ray.wait(ends, num_returns=len(ends), timeout=_CLOSE_SECONDS)
 
     def complete(self, parts: list[Part]) -> Iterator[tuple[Part, list[Completion]]]:
         """Run a wave; yields each part as soon as its last completion is there."""
         assembler, progress = PartAssembler(parts), Progress(parts, self._emit)
+        owed = {}
         for pool in self._plan.pools:
             mine = [part for part in parts if part.domain in pool.domains]
             if mine:
-                self._inbox(pool).put.remote(mine)
+                requests = concurrent_requests(self._job(pool).engine_kwargs["max_num_seqs"])
+                owed[pool] = Recovery(mine, pool.engines * requests)
         while assembler.unfinished:
-            ready, _ = ray.wait(self._streams, num_returns=1, timeout=_POLL_SECONDS)
-            for stream in ready:
-                completions = ray.get(next(stream))
+            for pool, recovery in owed.items():
+                if portion := recovery.next():
+                    self._give(pool, portion)
+            for completions in self._arrivals(owed):
                 progress.add(completions)
                 yield from assembler.add(completions)
             progress.report()
         progress.report(is_last=True)
 
-    def _inbox(self, pool: Pool) -> Any:
-        if pool not in self._inboxes:
-            self._inboxes[pool] = Inbox.remote()  # type: ignore[attr-defined]
-            self._streams.append(run_pool.remote(self._job(pool), self._inboxes[pool]))
-        return self._inboxes[pool]
+    def _give(self, pool: Pool, parts: list[Part]) -> None:
+        if pool not in self._running:
+            inbox = Inbox.options(scheduling_strategy=beside_driver()).remote()  # type: ignore[attr-defined]
+            task = run_pool.options(scheduling_strategy=beside_driver())
+            self._running[pool] = _Running(inbox, task.remote(self._job(pool), inbox))
+        running = self._running[pool]
+        running.inbox.put.remote(parts)
+        running.heard = time.monotonic()
+
+    def _arrivals(self, owed: dict[Pool, Recovery]) -> Iterator[list[Completion]]:
+        """What pools have answered by now, and what stands for answers of those that died."""
+        pools = {self._running[pool].stream: pool for pool in owed if pool in self._running}
+        ready, silent = ray.wait(list(pools), num_returns=1, timeout=_POLL_SECONDS)
+        for stream in ready:
+            pool = pools[stream]
+            try:
+                completions = ray.get(next(stream))
+            except (ray.exceptions.RayError, StopIteration) as error:
+                yield self._bury(pool, owed[pool], error)
+                continue
+            self._running[pool].heard = time.monotonic()
+            yield owed[pool].answered(completions)
+        longest = self._config.resources.generation.stall_seconds
+        for stream in silent:
+            pool = pools[stream]
+            if not owed[pool].is_done and time.monotonic() - self._running[pool].heard > longest:
+                yield self._bury(pool, owed[pool], TimeoutError(f"no answer for {longest:g} s"))
+
+    def _bury(self, pool: Pool, recovery: Recovery, error: Exception) -> list[Completion]:
+        if not _is_death(error):
+            raise error
+        running = self._running.pop(pool)
+        # With the task go the actors that it made, and with these their engines' processes.
+        ray.cancel(running.stream, force=True)
+        ray.kill(running.inbox)
+        reason = str(error).strip().splitlines()[-1]
+        self._emit("generate", message=f"an engine pool ended and starts anew: {reason}")
+        return recovery.died(reason)
 
     def _job(self, pool: Pool) -> EngineJob:
         resources = self._config.resources.generation
@@ -125,153 +136,28 @@ class EnginePools:
             pool.engines,
             self._plan.bundles,
             engine_kwargs(self._plan, self._config.generation, resources),
-            env_vars(self._plan, resources, is_single_node),
+            env_vars(self._plan, resources, is_single_node) | {orphans.CLAIM: "1"},
         )
 
 
-@ray.remote(num_cpus=0)
-class Inbox:
-    """A queue of parts; None says that no more will come."""
+@dataclass
+class _Running:
+    """A pool's task. heard: when it last answered or was given something, in monotonic seconds."""
 
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[list[Part] | None] = asyncio.Queue()
-
-    async def put(self, parts: list[Part] | None) -> None:
-        """Add parts."""
-        await self._queue.put(parts)
-
-    async def get(self) -> list[Part] | None:
-        """Wait for parts."""
-        return await self._queue.get()
+    inbox: Any
+    stream: Any
+    heard: float = 0.0
 
 
-class PromptFeed(Datasource):
-    """A dataset that grows while it is read: one row a prompt, as its parts arrive in the inbox."""
-
-    def __init__(self, inbox: Any, job: EngineJob):
-        super().__init__()
-        self._inbox = inbox
-        self._job = job
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Not known ahead."""
-        return None
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task that lasts as long as the inbox is open."""
-        from ray.data.block import BlockMetadata
-
-        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(self._read, unknown)]
-
-    def _read(self) -> Iterator[Any]:
-        tokenizer = load_tokenizer(self._job.model_path, self._job.config.trust_remote_code)
-        while parts := ray.get(self._inbox.get.remote()):
-            for part in parts:
-                # Token ids and not text: the tokenizer's owner knows where BOS belongs.
-                tokens = tokenizer([prompt.text for prompt in part.prompts])["input_ids"]
-                sampling = sampling_params(self._job.config.generation, part.phase)
-                # One token too many is refused as well as a thousand, and a block's size stays known.
-                longest = self._job.engine_kwargs["max_model_len"] + 1
-                rows = [
-                    {
-                        "id": prompt.id,
-                        "domain": part.domain,
-                        "phase": part.phase,
-                        "tokenized_prompt": ids[:longest],
-                        "sampling_params": {**sampling, "seed": prompt.seed},
-                    }
-                    for prompt, ids in zip(part.prompts, tokens, strict=True)
-                ]
-                for start in range(0, len(rows), _ROWS_PER_BLOCK):
-                    yield _block(rows[start : start + _ROWS_PER_BLOCK], self._job.block_bytes)
-
-
-def _block(rows: list[dict[str, Any]], size: int) -> Any:
-    """A table of the engine stage's rows that Ray Data sends on at once and whole.
-
-    It cuts a stream of rows by bytes alone: what is below the target waits for more, which may never
-    come, and what is 1.5 times above is cut into pieces. A filler puts every table in between; the
-    engine stage drops it.
-    """
-    import pyarrow as pa
-
-    column = pa.array(rows)
-    filler = pa.array([b"\0" * max(0, size + size // 4 - column.nbytes)] + [b""] * (len(rows) - 1), pa.large_binary())
-    return pa.table({_DATA_COLUMN: column, "filler": filler})
-
-
-def sampling_params(generation: GenerationConfig, phase: Phase) -> dict[str, Any]:
-    """vLLM's sampling parameters of a phase, without the seed."""
-    chosen: BrainstormConfig | RespondConfig = getattr(generation, phase)
-    return {
-        "temperature": chosen.temperature,
-        "top_p": chosen.top_p,
-        "max_tokens": chosen.max_tokens,
-        "stop": list(prompts.STOP),
-        "extra_args": {FINAL_ONLY_KEY: True},
-    }
-
-
-# A process of its own, as the data context that it sets is the process's.
-@ray.remote(num_cpus=0, num_returns="streaming", max_retries=0, max_calls=1)
-def run_pool(job: EngineJob, inbox: Any) -> Iterator[list[Completion]]:
-    """One Ray Data execution over all that the inbox receives; yields completions in any order."""
-    from ray.data import DataContext
-    from ray.data.llm import build_processor
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = job.block_bytes
-    processor = build_processor(_processor_config(job))
-    # The feed's rows are what the engine stage reads, and its answers are read here: each step between
-    # would be a Ray task for every block, on the cores that a CPU engine computes with.
-    processor.preprocess = processor.postprocess = None
-    feed = ray.data.read_datasource(
-        PromptFeed(inbox, job), override_num_blocks=1, concurrency=1, ray_remote_args={"num_cpus": 0}
+def _is_death(error: Exception) -> bool:
+    """Whether an engine or its node went away, as opposed to a mistake that would be made again."""
+    cause = getattr(error, "cause", None) or error
+    deaths = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.RaySystemError,
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.ObjectLostError,
+        TimeoutError,
     )
-    for block in processor(feed).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield [to_completion(row, job.config.generation) for row in block[_DATA_COLUMN].to_pylist()]
-
-
-def _processor_config(job: EngineJob) -> Any:
-    from ray.data.llm import vLLMEngineProcessorConfig
-
-    requests = concurrent_requests(job.engine_kwargs["max_num_seqs"])
-    return vLLMEngineProcessorConfig(
-        model_source=job.model_path,
-        engine_kwargs=job.engine_kwargs,
-        runtime_env={"env_vars": job.env_vars},
-        concurrency=(job.engines, job.engines),
-        batch_size=1,
-        max_concurrent_batches=requests,
-        # As many blocks as an engine takes prompts: a block makes room for another only after its slowest
-        # answer, and with few of them an engine stands half idle while prompts wait outside.
-        max_tasks_in_flight_per_actor=requests,
-        placement_group_config={"bundles": job.bundles},
-        accelerator_type=None,
-        should_continue_on_error=True,
-        log_engine_metrics=False,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-    )
-
-
-def to_completion(row: dict[str, Any], generation: GenerationConfig) -> Completion:
-    """What the engine stage made of a prompt. It drops vLLM's finish reason, which the lengths tell."""
-    error = row.get(_ERROR) or ""
-    same = {name: row[name] for name in ("id", "domain", "phase")}
-    if error:
-        return Completion(**same, text="", finish_reason="error", prompt_tokens=0, completion_tokens=0, error=error)
-    prompt_tokens, tokens = row["num_input_tokens"], row["num_generated_tokens"]
-    max_tokens = getattr(generation, row["phase"]).max_tokens
-    is_cut = tokens >= max_tokens or prompt_tokens + tokens >= generation.max_model_len
-    return Completion(
-        **same,
-        text=row["generated_text"],
-        finish_reason="length" if is_cut else "stop",
-        prompt_tokens=prompt_tokens,
-        completion_tokens=tokens,
-        error="",
-    )
+    # An actor whose engine never came up ends with this error too.
+    return isinstance(cause, deaths) and "in its creation task" not in str(cause)

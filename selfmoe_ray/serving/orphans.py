@@ -10,6 +10,8 @@ import select
 import threading
 
 SERVER_PID = "MIXSE_SERVER_PID"
+# Set for a server whose own code does not call `claim`, such as an actor of Ray Data.
+CLAIM = "MIXSE_CLAIM"
 
 
 def claim() -> None:
@@ -18,9 +20,16 @@ def claim() -> None:
 
 
 def follow() -> None:
-    """Called by each process of an engine: end when the server does. Nothing happens where none has claimed it."""
+    """Called by each process that loads the plugin: end when the server does.
+
+    Nothing happens where none has claimed it, unless `CLAIM` makes this process the server.
+    """
     server = os.environ.get(SERVER_PID)
-    if server is None or int(server) == os.getpid():
+    if server is None:
+        if os.environ.get(CLAIM):
+            claim()
+        return
+    if int(server) == os.getpid():
         return
     try:
         handle = os.pidfd_open(int(server))

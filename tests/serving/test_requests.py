@@ -14,7 +14,7 @@ def test_requests_of_generation_and_no_others_are_answered_once(phase: Phase) ->
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    from selfmoe_ray.generation.ray_generate import sampling_params
+    from selfmoe_ray.generation.ray_pool import sampling_params
     from selfmoe_ray.serving.vllm_plugin.requests import set_output_kind
 
     ours, other = SamplingParams(**sampling_params(GenerationConfig(), phase)), SamplingParams(extra_args={"a": 1})
