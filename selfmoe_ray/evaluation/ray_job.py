@@ -26,6 +26,7 @@ from selfmoe_ray.mixture.merging import METHODS, MergeConfig, merge_mixture
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.ray_session import check_root, ray_session
 from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run_lock import held
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ class Work:
 def evaluate_run(options: Options) -> str:
     """Evaluate what is not evaluated yet, write and print the tables; returns the run's folder.
 
-    Raises UserError for everything that the user can mend, before an engine starts.
+    Raises UserError for everything that the user can mend, before an engine starts, and where another job is at
+    work on the run.
     """
     run_dir, config = open_run(options.run)
     spec = read_mixture(run_dir)
     systems = select_systems(options.systems, spec, config)
-    with run_dir.storage.open_append(run_dir.EVENTS) as append:
+    with held(run_dir.storage), run_dir.storage.open_append(run_dir.EVENTS) as append:
         emit = EventLog(append)
         chosen = select_benchmarks(options.tasks, options.limit, options.num_fewshot)
         benchmarks = load_benchmarks(chosen, options.source, options.draws, emit)

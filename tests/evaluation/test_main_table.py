@@ -67,3 +67,21 @@ def test_csv_keeps_numbers_and_the_terminal_shows_percent(run_dir: RunDir) -> No
     header, base, mixse = to_text(rows).splitlines()
     assert header.split()[:3] == ["benchmark", "system", "n"]
     assert base.split()[:4] == ["gsm8k", "base", "3", "33.3"] and "+33.3" in mixse
+
+
+def test_items_are_left_out_of_scores_and_comparisons(run_dir: RunDir) -> None:
+    write(run_dir, "base", "gsm8k", [1.0, 0.0, 0.0, 1.0])
+    write(run_dir, "mixse", "gsm8k", [1.0, 1.0, 0.0, 1.0])
+    cells = read_cells(run_dir, ORDER, {"gsm8k": {"gsm8k/0", "gsm8k/1", "other/2"}, "piqa": {"piqa/0"}})
+    base, mixse = main_table(cells, seed=0)
+    assert (base.n, base.score, mixse.difference) == (2, 0.5, 0.0)
+    assert read_cells(run_dir, ORDER, {"gsm8k": {f"gsm8k/{row}" for row in range(4)}}) == []
+
+
+def test_a_score_that_is_no_mean_cannot_lose_items(run_dir: RunDir) -> None:
+    write(run_dir, "base", "f1", [1.0, 0.0])
+    scores = run_dir.storage.read_json("eval/base/f1/scores.json")
+    scores["metrics"]["acc,none"]["score"] = 0.7
+    run_dir.storage.write_json("eval/base/f1/scores.json", scores)
+    assert len(read_cells(run_dir, ORDER, {"f1": set()})) == 1
+    assert read_cells(run_dir, ORDER, {"f1": {"f1/0"}}) == []

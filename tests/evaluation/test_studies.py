@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from selfmoe_ray.config import RunConfig
@@ -9,6 +13,7 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.studies import OTHERS, STUDIES, TARGETS, Evaluations, plan_studies, select_studies
 from selfmoe_ray.evaluation.systems import select_systems
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.run_dir import RunDir
 
 EXPERTS = ("knowledge", "reasoning", "math", "coding")
 SPEC = MixtureSpec(experts=EXPERTS, ranks=(2,) * 4, alphas=(4.0,) * 4)
@@ -47,3 +52,14 @@ def test_other_tasks_take_the_place_of_the_papers() -> None:
 def test_unknown_studies_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         select_studies(names)
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_would_be_trained_and_evaluated(config: RunConfig, run_dir: RunDir) -> None:
+    run_dir.write_start(config.model_dump(mode="json"), {})
+    run_dir.write_manifest("variants/instance/mixse", {}, {}, {}, 1.0)
+    job = Path(__file__).parents[2] / "jobs/studies.py"
+    command = [sys.executable, str(job), "--study", "table1,table8", "--run", run_dir.storage.path(), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "evaluate on mmlu, bbh, gsm8k, humaneval: base, expert-math, expert-coding, instance, ties" in done.stdout
+    assert "  instance: trained, jointly\n  seeds: to train, experts and router\n" in done.stdout
