@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from selfmoe_ray.reporting import figures
@@ -16,30 +16,20 @@ from selfmoe_ray.reporting.titles import system_title
 Row = dict[str, Any]
 _EXPERTS = re.compile(r"first(\d+)")
 _SHARES = re.compile(r"(data|instance)(\d+)")
-_ABLATION = re.compile(r"base|mixse|top\d+|all|uniform|random|joint")
+_ROUTERS = r"top\d+|all|uniform|random|joint"
 
 
 def benchmark_parts(facts: RunFacts) -> dict[str, Any]:
-    """What the page's template shows; {} of values that are None or empty where nothing was evaluated."""
+    """What the page's template shows by name; None or empty where there is nothing to show."""
     found = facts.evaluation or {}
     rows: list[Row] = found.get("rows", [])
     scores = {(row["system"], row["benchmark"]): row for row in rows}
     return {
-        "benchmark_table": score_table("benchmarks", "Scores; the best of a column is bold", rows, lambda _: True),
+        "benchmark_table": score_table("benchmarks", "Scores; the best of a column is bold", rows),
         "gains_table": gains(rows),
-        "ablation_table": _if_some(
-            score_table(
-                "ablations", "The router and its alternatives", rows, lambda name: bool(_ABLATION.fullmatch(name))
-            ),
-            {"random", "joint", "all", "top2"},
-            rows,
-        ),
+        "ablation_table": score_table("ablations", "The router and its alternatives", _beside_ours(rows, _ROUTERS)),
         "forgetting_table": forgetting(scores),
-        "seeds_table": _if_some(
-            score_table("seeds", "Trained on seeds only", rows, {"base", "seeds", "mixse"}.__contains__),
-            {"seeds"},
-            rows,
-        ),
+        "seeds_table": score_table("seeds", "Trained on seeds only", _beside_ours(rows, "seeds")),
         **scaling(scores, facts),
         "draws_table": draws(found.get("draws", [])),
         "bases_table": bases(facts.bases),
@@ -48,9 +38,10 @@ def benchmark_parts(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _if_some(table: Table | None, systems: set[str], rows: Sequence[Row]) -> Table | None:
-    """A table without the systems that it is about says nothing that the first one does not."""
-    return table if systems & {row["system"] for row in rows} else None
+def _beside_ours(rows: Sequence[Row], pattern: str) -> list[Row]:
+    """The rows of the systems of a pattern, with those of the base and of MiXSE; [] where there is none of them."""
+    shown = [row for row in rows if re.fullmatch(f"base|mixse|{pattern}", row["system"])]
+    return shown if any(re.fullmatch(pattern, row["system"]) for row in shown) else []
 
 
 def ordered(benchmarks: set[str]) -> list[str]:
@@ -59,10 +50,10 @@ def ordered(benchmarks: set[str]) -> list[str]:
     return [*known, *sorted(benchmarks - set(known))]
 
 
-def score_table(name: str, caption: str, rows: Sequence[Row], chosen: Callable[[str], bool]) -> Table | None:
+def score_table(name: str, caption: str, rows: Sequence[Row]) -> Table | None:
     """Systems by benchmarks with the mean over them; each benchmark's own expert and every best are marked."""
-    systems = list(dict.fromkeys(row["system"] for row in rows if chosen(row["system"])))
-    benchmarks = ordered({row["benchmark"] for row in rows if row["system"] in systems})
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    benchmarks = ordered({row["benchmark"] for row in rows})
     if not systems:
         return None
     score = {(row["system"], row["benchmark"]): row["score"] for row in rows}
