@@ -247,6 +247,9 @@ class Storage:
         from pyarrow import fs
 
         filesystem, base = self._remote
+        for info in filesystem.get_file_info(fs.FileSelector(f"{base}/{name}", recursive=True)):
+            if ".." in info.path.split("/"):
+                raise UserError(f"{self.path(name)}: refused, as its file {info.path} would be written outside of it")
         temporary = Path(tempfile.mkdtemp(prefix="selfmoe-"))
         try:
             fs.copy_files(f"{base}/{name}", str(temporary), source_filesystem=filesystem)

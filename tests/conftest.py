@@ -40,31 +40,52 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     return directory
 
 
+class S3Server:
+    """An S3 server in this process, which keeps what it holds while it is away."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self.come()
+
+    def come(self) -> None:
+        """Answer, always at the same address."""
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port)
+        self._server.start()
+        _, self._port = self._server.get_host_and_port()
+
+    def go(self) -> None:
+        """Answer no more."""
+        self._server.stop()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What clients need."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
 @pytest.fixture(scope="session")
-def _s3_server() -> Iterator[str]:
-    """The address of an S3 server in this process."""
+def s3_server() -> Iterator[S3Server]:
+    """One server for all tests; buckets are their own."""
     import logging
 
-    from moto.server import ThreadedMotoServer
-
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    server = S3Server()
+    yield server
+    server.go()
 
 
 @pytest.fixture
-def s3_root(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_root(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """An `s3://` root of the test's own; the environment has what clients of it need."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": _s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     import boto3
 

@@ -56,6 +56,17 @@ def test_folders_of_libraries(root: str) -> None:
     assert there.read_bytes("experts/math/deep/new") == b"new"
 
 
+def test_a_file_that_would_leave_its_folder_is_refused(root: str) -> None:
+    import boto3
+
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", region_name="us-east-1")
+    client.put_object(Bucket=bucket, Key=f"{prefix}/mixse/config.json", Body=b"{}")
+    client.put_object(Bucket=bucket, Key=f"{prefix}/mixse/../../evil", Body=b"")
+    with pytest.raises(UserError, match="would be written outside"), Storage(root).local_folder_to_read("mixse"):
+        pass
+
+
 def test_events_are_appended_over_several_runs(root: str) -> None:
     there = Storage(root)
     for number in range(2):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, model_validator
 
 from selfmoe_ray.config import MixtureConfig, RouterShape, Section
+
+# It becomes a path below the checkpoint, which may come from anyone.
+EXPERT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 
 
 class MixtureSpec(Section):
@@ -25,6 +30,9 @@ class MixtureSpec(Section):
     @model_validator(mode="after")
     def _consistent(self) -> MixtureSpec:
         count = len(self.experts)
+        odd = [name for name in self.experts if not EXPERT_NAME.fullmatch(name)]
+        if odd:
+            raise ValueError(f"an expert's name is that of its folder: letters, digits and ._+-, found {odd[0]!r}")
         if len(set(self.experts)) != count:
             raise ValueError(f"experts must have distinct names, found {', '.join(self.experts)}")
         if len(self.ranks) != count or len(self.alphas) != count:
