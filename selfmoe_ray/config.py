@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from selfmoe_ray.errors import UserError
 
 Auto = Literal["auto"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class Section(BaseModel):
@@ -183,6 +184,7 @@ class RunConfig(Section):
     trust_remote_code: bool = False
     domains: list[str] = Field(["knowledge", "reasoning", "math", "coding"], min_length=1)
     seed: int = 0
+    trackers: list[Tracker] = []
     generation: GenerationConfig = GenerationConfig()
     mixture: MixtureConfig = MixtureConfig()
     training: TrainingConfig = TrainingConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 
@@ -19,6 +19,16 @@ class Emit(Protocol):
 
 def silent(kind: str, **fields: Any) -> None:
     """An Emit that drops everything."""
+
+
+def to_all(emits: Sequence[Emit]) -> Emit:
+    """One Emit for several."""
+
+    def emit(kind: str, **fields: Any) -> None:
+        for each in emits:
+            each(kind, **fields)
+
+    return emit
 
 
 class EventLog:

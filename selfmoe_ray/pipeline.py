@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain, load_domains, split_seeds
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.stage import expected_manifest
-from selfmoe_ray.events import Emit, EventLog
+from selfmoe_ray.events import Emit, EventLog, to_all
 from selfmoe_ray.generation.filters import check_response, check_task
 from selfmoe_ray.generation.generate import stage_settings
 from selfmoe_ray.provenance import provenance
+from selfmoe_ray.ray_metrics import RayMetrics
 from selfmoe_ray.ray_plan import plan_on_paper, prepare_cluster
 from selfmoe_ray.ray_session import check_root, ray_session
 from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.run_lock import held
 from selfmoe_ray.stages import Context, Settings, Stage, delete_from, missing, run_stages
+from selfmoe_ray.trackers import tracked
 from selfmoe_ray.training.mixse import assemble, mixse_manifest
 from selfmoe_ray.training.stage import expert_manifest, router_manifest
 
@@ -172,17 +175,19 @@ def run(config: RunConfig, redo: str | None = None, last: str | None = None, ver
     check_root(config.root)
     run_dir = RunDir(config.root, config.run_name)
     with held(run_dir.storage), run_dir.storage.open_append(run_dir.EVENTS) as append:
-        emit = EventLog(append)
-        context = prepare(config, run_dir, emit)
+        log = EventLog(append)
+        context = prepare(config, run_dir, log)
         if redo:
             delete_from(STAGES, context, redo)
         todo = missing(STAGES, context, last)
-        emit("run", message=f"to do: {', '.join(stage.name for stage in todo) or 'nothing, all is done'}")
+        log("run", message=f"to do: {', '.join(stage.name for stage in todo) or 'nothing, all is done'}")
         if todo:
-            run_dir.write_start(config.model_dump(mode="json"), provenance())
-            with ray_session(verbose):
+            settings = config.model_dump(mode="json")
+            run_dir.write_start(settings, provenance())
+            with tracked(config.trackers, settings, run_dir) as trackers, ray_session(verbose):
+                emit = to_all([log, RayMetrics(config.run_name), *trackers])
                 prepare_cluster(config, context.names, context.base, [stage.name for stage in todo], emit)
-                run_stages(todo, context)
+                run_stages(todo, replace(context, emit=emit))
     if last in (None, STAGES[-1].name):
         print(closing(run_dir))
     return run_dir.storage.path()

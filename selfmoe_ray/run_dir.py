@@ -119,11 +119,14 @@ class RunDir:
         inputs: dict[str, str],
         counts: dict[str, Any],
         seconds: float,
+        devices: float = 0,
     ) -> None:
         """Mark a folder as finished; always the last write of a stage.
 
         settings: the config values that the result depends on. inputs: manifest hashes of what
-        was read (`manifest_hash`). counts: what was made. seconds: wall-clock time.
+        was read (`manifest_hash`). counts: what was made. seconds: wall-clock time. devices: how many
+        GPUs, or engines and workers where there are none, worked on this folder, a share where they
+        worked on several at once.
         """
         self.storage.write_json(
             f"{folder}/manifest.json",
@@ -132,6 +135,7 @@ class RunDir:
                 "inputs": inputs,
                 "counts": counts,
                 "seconds": round(seconds, 3),
+                "device_seconds": round(seconds * devices, 3),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )

@@ -57,7 +57,7 @@ def measure_run(
         "tokens": len({sample.system for sample in samples}) * _tokens(batches),
     }
     run_dir.write_manifest(
-        run_dir.MEASURE, *expected_manifest(config, domains, run_dir), counts, time.monotonic() - start
+        run_dir.MEASURE, *expected_manifest(config, domains, run_dir), counts, time.monotonic() - start, devices=1
     )
 
 

@@ -45,6 +45,11 @@ class EnginePlan:
     explanation: str
 
     @property
+    def devices(self) -> int:
+        """GPUs of all engines, or their workers where there are none."""
+        return sum(pool.engines for pool in self.pools) * self.tensor_parallel_size
+
+    @property
     def bundles(self) -> list[dict[str, float]]:
         """What Ray reserves for one engine: a bundle for each tensor-parallel worker."""
         gpu = {"GPU": self.gpus / self.tensor_parallel_size} if self.gpus else {}

@@ -24,12 +24,19 @@ _TOP_REASONS = 6
 
 
 def generate(
-    domains: list[Domain], config: RunConfig, base: BaseModel, run_dir: RunDir, complete: Complete, emit: Emit
+    domains: list[Domain],
+    config: RunConfig,
+    base: BaseModel,
+    run_dir: RunDir,
+    complete: Complete,
+    emit: Emit,
+    devices: int = 1,
 ) -> None:
     """Write each domain's examples and manifest, taking up whatever an earlier run has finished.
 
     A wave is one call of `complete`, with all domains and both phases in it: the responses to what
-    was brainstormed before, and the brainstorming that is still needed (paper, section 3.1).
+    was brainstormed before, and the brainstorming that is still needed (paper, section 3.1). devices: how
+    many serve `complete`.
 
     Raises UserError where a domain has fewer than `examples_per_domain` valid, distinct examples after
     `max_rounds` and `accept_fewer` is not set, and where its folder was made with other settings.
@@ -52,7 +59,8 @@ def generate(
         run_dir.write_examples(name, kept, state.rejects)
         counts = {"examples": len(kept), "waves": waves[name], **_phase_summaries(state)}
         settings = stage_settings(state.domain, config, base)
-        run_dir.write_manifest(run_dir.data(name), settings, {}, counts, time.monotonic() - start)
+        share = devices / len(pending)
+        run_dir.write_manifest(run_dir.data(name), settings, {}, counts, time.monotonic() - start, share)
         emit("generate", message="done", domain=name, examples=len(kept), **_yields(state))
 
 

@@ -19,6 +19,7 @@ from selfmoe_ray.generation.generate import generate
 from selfmoe_ray.generation.ray_pool import EngineJob, Inbox, run_pool
 from selfmoe_ray.generation.recovery import Recovery
 from selfmoe_ray.generation.selection import Part
+from selfmoe_ray.ray_diagnosis import ask_every_node
 from selfmoe_ray.ray_session import beside_driver
 from selfmoe_ray.records import Completion
 from selfmoe_ray.run_dir import RunDir
@@ -26,6 +27,7 @@ from selfmoe_ray.serving import orphans
 
 _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 60.0
+_SWEEP_SECONDS = 30.0
 
 
 def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
@@ -36,8 +38,12 @@ def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, ru
     names = [domain.name for domain in domains]
     plan = plan_engines(config.resources.generation, names, ray.cluster_resources())
     emit("generate", message=plan.explanation)
-    with EnginePools(config, base, plan, emit) as pools:
-        generate(domains, config, base, run_dir, pools.complete, emit)
+    try:
+        with EnginePools(config, base, plan, emit) as pools:
+            generate(domains, config, base, run_dir, pools.complete, emit, plan.devices)
+    finally:
+        # Ray ends actors without asking them.
+        list(ask_every_node(orphans.sweep, seconds=_SWEEP_SECONDS))
 
 
 class EnginePools:
@@ -51,7 +57,10 @@ class EnginePools:
     the pool; then the pool starts anew, as `Recovery` says.
     """
 
-    def __init__(self, config: RunConfig, base: BaseModel, plan: EnginePlan, emit: Emit):
+    def __init__(
+        self, config: RunConfig, base: BaseModel, plan: EnginePlan, emit: Emit, kind: type[EngineJob] = EngineJob
+    ):
+        self._kind = kind
         self._config = config
         self._base = base
         self._plan = plan
@@ -62,7 +71,12 @@ class EnginePools:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        """Let the engines shut down before the devices are anyone else's."""
+        """Let the engines shut down before the devices are anyone else's; after an error, end them at once."""
+        if error is not None:
+            # A stopped job has three seconds until it is killed.
+            for running in self._running.values():
+                ray.cancel(running.stream, force=True)
+            return
         for running in self._running.values():
             running.inbox.put.remote(None)
         ends = [running.stream.completed() for running in self._running.values()]
@@ -91,7 +105,8 @@ class EnginePools:
     def _give(self, pool: Pool, parts: list[Part]) -> None:
         if pool not in self._running:
             inbox = Inbox.options(scheduling_strategy=beside_driver()).remote()  # type: ignore[attr-defined]
-            task = run_pool.options(scheduling_strategy=beside_driver())
+            name = f"generate {', '.join(pool.domains)}"
+            task = run_pool.options(name=name, scheduling_strategy=beside_driver())
             self._running[pool] = _Running(inbox, task.remote(self._job(pool), inbox))
         running = self._running[pool]
         running.inbox.put.remote(parts)
@@ -130,7 +145,7 @@ class EnginePools:
     def _job(self, pool: Pool) -> EngineJob:
         resources = self._config.resources.generation
         is_single_node = sum(node["Alive"] for node in ray.nodes()) == 1
-        return EngineJob(
+        return self._kind(
             self._config,
             self._base.path,
             pool.engines,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,21 @@ class EngineJob:
         """Ray Data's target for a block: above all that a block of prompts can hold."""
         bytes_per_token, most_but_tokens = 8, 2**16
         return _ROWS_PER_BLOCK * (self.engine_kwargs["max_model_len"] + 1) * bytes_per_token + most_but_tokens
+
+    def answer(self, prompts: Any) -> Any:
+        """A dataset of prompts, as `PromptFeed` makes them, to one of the engines' answers."""
+        from ray.data.llm import build_processor
+
+        processor = build_processor(_processor_config(self))
+        failures = self.config.resources.generation.max_failures
+        for name in processor.list_stage_names():
+            # Without a limit a prompt that ends its engine would end engines for ever.
+            limits = {"max_restarts": failures, "max_task_retries": failures}
+            processor.get_stage_by_name(name).map_batches_kwargs.update(limits)
+        # The feed's rows are what the engine stage reads, and its answers are read as they are: each step between
+        # would be a Ray task for every block, on the cores that a CPU engine computes with.
+        processor.preprocess = processor.postprocess = None
+        return processor(prompts)
 
 
 @ray.remote(num_cpus=0)
@@ -130,27 +146,20 @@ def sampling_params(generation: GenerationConfig, phase: Phase) -> dict[str, Any
 def run_pool(job: EngineJob, inbox: Any) -> Iterator[list[Completion]]:
     """One Ray Data execution over all that the inbox receives; yields completions in any order."""
     from ray.data import DataContext
-    from ray.data.llm import build_processor
 
+    resources = job.config.resources.generation
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = job.block_bytes
-    processor = build_processor(_processor_config(job))
-    for name in processor.list_stage_names():
-        # Without a limit a prompt that ends its engine would end engines for ever.
-        failures = job.config.resources.generation.max_failures
-        limits = {"max_restarts": failures, "max_task_retries": failures}
-        processor.get_stage_by_name(name).map_batches_kwargs.update(limits)
-    # The feed's rows are what the engine stage reads, and its answers are read here: each step between
-    # would be a Ray task for every block, on the cores that a CPU engine computes with.
-    processor.preprocess = processor.postprocess = None
+    # The first engine to be there would take most of a small wave.
+    context.wait_for_min_actors_s = math.ceil(resources.stall_seconds)
     feed = ray.data.read_datasource(
         PromptFeed(inbox, job),
         override_num_blocks=1,
         concurrency=1,
         ray_remote_args={"num_cpus": 0, "scheduling_strategy": beside_driver()},
     )
-    for block in processor(feed).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    for block in job.answer(feed).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield [to_completion(row, job.config.generation) for row in block[_DATA_COLUMN].to_pylist()]
 
 

@@ -58,9 +58,12 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
              gpus=shape.gpus, zero_stage=config.resources.training.zero_stage)  # fmt: skip
     _fit_all(phases, [plan.workers for plan in plans], shape, emit)
     seconds = time.monotonic() - start
-    for name in todo:
-        counts = _counts(rows[name], config.training.experts.epochs)
-        run_dir.write_manifest(run_dir.expert(name), *expert_manifest(config, name, base, run_dir), counts, seconds)
+    for plan in plans:
+        for name in (todo[index] for index in plan.experts):
+            counts = _counts(rows[name], config.training.experts.epochs)
+            expected_of = expert_manifest(config, name, base, run_dir)
+            devices = plan.workers / len(plan.experts)
+            run_dir.write_manifest(run_dir.expert(name), *expected_of, counts, seconds, devices)
     _forget(phases)
 
 
@@ -93,7 +96,7 @@ def train_router(config: RunConfig, domains: Sequence[Domain], base: BaseModel, 
     phase = _phase("router", [expected], config, names, base, run_dir, rows, plan.workers)
     _fit_all([phase], [plan.workers], shape, emit)
     counts = _sum_counts(rows, config.training.router.epochs)
-    run_dir.write_manifest(run_dir.ROUTER, *expected, counts, time.monotonic() - start)
+    run_dir.write_manifest(run_dir.ROUTER, *expected, counts, time.monotonic() - start, plan.workers)
     _forget([phase])
 
 
@@ -184,7 +187,10 @@ def _fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape
     here = beside_driver()
     fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_fit)
     progress = ray.remote(num_cpus=0, scheduling_strategy=here)(_Progress).remote()
-    pending = [fit.remote(phase, count, shape, progress) for phase, count in zip(phases, workers, strict=True)]
+    pending = [
+        fit.options(name=f"train {phase.kind} {', '.join(phase.experts)}").remote(phase, count, shape, progress)
+        for phase, count in zip(phases, workers, strict=True)
+    ]
     try:
         while pending:
             finished, pending = ray.wait(pending, timeout=POLL_SECONDS)
