@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.scheduling import patient_children
 
 # Ray copies a job's working directory to a folder of this name, which goes away with the cluster.
 UPLOADED_WORKING_DIR = "_ray_pkg_"
@@ -34,13 +35,14 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            # On a cluster of our own nobody looks at it.
-            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-            log_to_driver=verbose,
-            logging_level="INFO" if verbose else "ERROR",
-        )
+        with nullcontext() if "RAY_ADDRESS" in os.environ else patient_children():
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS", "local"),
+                # On a cluster of our own nobody looks at it.
+                include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+                log_to_driver=verbose,
+                logging_level="INFO" if verbose else "ERROR",
+            )
     except ConnectionError as error:
         raise UserError(
             f"RAY_ADDRESS: no Ray cluster at {os.environ.get('RAY_ADDRESS')}: {error}\n"

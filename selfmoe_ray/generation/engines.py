@@ -11,6 +11,7 @@ from typing import Any
 
 from selfmoe_ray.config import GenerationConfig, GenerationResources
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.scheduling import TAKES_CORES
 
 # Requests that an engine runs at once; more waits in its queue.
 _MAX_NUM_SEQS_CPU, _MAX_NUM_SEQS_GPU = 64, 256
@@ -135,7 +136,7 @@ def env_vars(plan: EnginePlan, resources: GenerationResources, is_single_node: b
     """Environment of the engines' processes; `resources.env_vars` has the last word."""
     if plan.gpus:
         return dict(resources.env_vars)
-    settings = {KV_CACHE_SPACE: str(_KV_CACHE_GIB_CPU), "VLLM_LOGGING_LEVEL": "ERROR"}
+    settings = {TAKES_CORES: "1", KV_CACHE_SPACE: str(_KV_CACHE_GIB_CPU), "VLLM_LOGGING_LEVEL": "ERROR"}
     if is_single_node and sum(pool.engines for pool in plan.pools) == 1:
         # Left alone, vLLM keeps a core back for its scheduler, half of a two-core machine.
         settings["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
