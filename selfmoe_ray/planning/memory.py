@@ -1,4 +1,4 @@
-"""How many bytes of a device each stage needs: an estimate from shapes, meant to be within a fifth and not below.
+"""How many bytes of a device each stage needs: an estimate from shapes.
 
 Bytes are counted where they are large: weights, what is trained with its gradients and optimizer state,
 activations that wait for the backward pass, logits, and what the libraries reserve.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from selfmoe_ray.planning.memory import (
     measuring,
     router_training,
 )
-from selfmoe_ray.planning.shape import ModelShape
+from selfmoe_ray.planning.shape import DTYPE_BYTES, ModelShape
 from selfmoe_ray.training.devices import Cluster, WorkerShape, count_devices, gpus_per_worker, worker_shape
 from selfmoe_ray.training.plan import TrainerPlan, plan_trainers
 
@@ -147,10 +148,28 @@ def _trainers(
     return plans, worker, _of_worker(worker, sum(plan.workers for plan in plans), cluster)
 
 
+def _refuse_to_load(
+    config: RunConfig, shape: ModelShape, cluster: Cluster, worker: WorkerShape, resources: TrainingResources
+) -> None:
+    """ZeRO-3 has the base in each worker's main memory before it is split over the devices."""
+    if resources.zero_stage != 3 or not worker.gpus or not cluster.node_memory:
+        return
+    on_a_node = max(1, int(max(cluster.node_gpus) / worker.gpus))
+    needed = on_a_node * shape.parameters * DTYPE_BYTES[config.training.dtype]
+    if config.resources.check_memory and needed > min(cluster.node_memory):
+        raise UserError(
+            f"resources.training: {on_a_node} workers of a node load the base with {needed / GIB:.0f} GiB of main "
+            f"memory, a node has {min(cluster.node_memory) / GIB:.0f} GiB\n"
+            "  what would fit: nodes with more memory, or with fewer workers each (gpus_per_worker)\n"
+            "  (an estimate: resources.check_memory=false goes on regardless)"
+        )
+
+
 def _experts(
     config: RunConfig, experts: int, shape: ModelShape, cluster: Cluster, resources: TrainingResources
 ) -> StagePlan:
     plans, worker, available = _trainers(experts, resources.experts_per_trainer, cluster, resources)
+    _refuse_to_load(config, shape, cluster, worker, resources)
     largest, workers = max(len(plan.experts) for plan in plans), plans[0].workers
     load = Workload(largest, largest, workers, bool(worker.gpus))
     text = f"{len(plans)} trainer(s) of up to {largest} expert(s); {_workers(workers, worker, resources)}"
@@ -203,8 +222,11 @@ def _smaller_training(plan_stage: Any, config: RunConfig, experts: int, shape: M
     # One trainer on all devices has the most to share a base among.
     fewest = [{**change, "experts_per_trainer": experts} for change in alone if change.get("zero_stage") == 3]
     for change in [*alone, *fewest]:
+        fits = False
         resources = current.model_copy(update=change)
-        if plan_stage(config, experts, shape, cluster, resources).memory.fits:
+        with suppress(UserError):
+            fits = plan_stage(config, experts, shape, cluster, resources).memory.fits
+        if fits:
             changed = {key: value for key, value in change.items() if getattr(current, key) != value}
             return ", ".join(f"resources.training.{key}={_yaml(value)}" for key, value in changed.items())
     if plan_stage is _router and config.training.router.init == "labels":

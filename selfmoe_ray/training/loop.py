@@ -204,19 +204,30 @@ def import_deepspeed() -> Any:
 
 def _make_engine(model: MixtureModel, learners: Sequence[Learner], settings: LoopSettings) -> Any:
     groups = [{"params": learner.parameters, "lr": 0.0, "weight_decay": learner.weight_decay} for learner in learners]
-    engine, *_ = import_deepspeed().initialize(
-        model=model,
-        optimizer=torch.optim.AdamW(groups, fused=True),
-        config={
-            "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-            "gradient_accumulation_steps": 1,
-            # The number of micro-batches differs between steps: `engine.step()` alone ends one.
-            "managed_gradient_accumulation": False,
-            "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
-            # Its default of 1 is a norm over all learners, which would couple them.
-            "gradient_clipping": 0.0,
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 10**9,
-        },
-    )
+    deepspeed = import_deepspeed()
+    config = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        # The number of micro-batches differs between steps: `engine.step()` alone ends one.
+        "managed_gradient_accumulation": False,
+        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
+        # Its default of 1 is a norm over all learners, which would couple them.
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if settings.zero_stage == 3:
+        _split(model, deepspeed, config)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
+
+
+def _split(model: MixtureModel, deepspeed: Any, config: dict[str, Any]) -> None:
+    """Take parameter after parameter to the device and keep this worker's share there, as `initialize` would only
+    do with all of them at once."""
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    device = deepspeed.accelerator.get_accelerator().current_device_name()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))

@@ -113,7 +113,10 @@ def _load_mixture(phase: Phase, device: str) -> MixtureModel:
         # Another node than the driver's, with a cache of its own.
         found = resolve(phase.base.value, config.trust_remote_code)
         check_hash(phase.base.value, phase.base.content_hash, found)
-    base = load_model(found.path, config.training.dtype, device, config.trust_remote_code)
+    fits_first = phase.kind == "router" and config.training.router.init == "labels"
+    # ZeRO-3 takes the base to the device in shares, as a device may not hold the whole.
+    place = "cpu" if config.resources.training.zero_stage == 3 and not fits_first else device
+    base = load_model(found.path, config.training.dtype, place, config.trust_remote_code)
     spec = MixtureSpec.uniform(list(phase.experts), config.mixture, phase.base.value, phase.base.content_hash)
     return attach(base, spec, config.seed)
 

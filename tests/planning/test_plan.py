@@ -32,8 +32,8 @@ def cpu_nodes(count: int, gib: int = 24) -> Cluster:
     return Cluster((8,) * count, (0,) * count, (gib * GIB,) * count)
 
 
-def gpu_nodes(nodes: int, gpus: int, gib: int = 80) -> Cluster:
-    return Cluster((64,) * nodes, (gpus,) * nodes, (1024 * GIB,) * nodes, gib * GIB)
+def gpu_nodes(nodes: int, gpus: int, gib: int = 80, memory: int = 2048) -> Cluster:
+    return Cluster((64,) * nodes, (gpus,) * nodes, (memory * GIB,) * nodes, gib * GIB)
 
 
 def plan(
@@ -103,6 +103,11 @@ def test_70b_as_it_would_not_fit_says_what_would(stage: str, settings: dict[str,
         plan(gpu_nodes(8, 8), LLAMA_70B, [stage], **settings)
     assert f"{stage}: does not fit into a device's memory" in str(refused.value)
     assert f"what would fit: {said}" in str(refused.value)
+
+
+def test_nodes_that_cannot_load_70b_for_all_their_workers_are_refused() -> None:
+    with pytest.raises(UserError, match="8 workers of a node load the base with 1051 GiB of main memory"):
+        plan(gpu_nodes(8, 8, memory=1024), LLAMA_70B, ["experts"], **LARGE)
 
 
 def test_a_proposal_fits() -> None:
