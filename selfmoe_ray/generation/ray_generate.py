@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -38,12 +39,8 @@ def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, ru
     names = [domain.name for domain in domains]
     plan = plan_engines(config.resources.generation, names, ray.cluster_resources())
     emit("generate", message=plan.explanation)
-    try:
-        with EnginePools(config, base, plan, emit) as pools:
-            generate(domains, config, base, run_dir, pools.complete, emit, plan.devices)
-    finally:
-        # Ray ends actors without asking them.
-        list(ask_every_node(orphans.sweep, seconds=_SWEEP_SECONDS))
+    with EnginePools(config, base, plan, emit) as pools:
+        generate(domains, config, base, run_dir, pools.complete, emit, plan.devices)
 
 
 class EnginePools:
@@ -61,6 +58,7 @@ class EnginePools:
         self, config: RunConfig, base: BaseModel, plan: EnginePlan, emit: Emit, kind: type[EngineJob] = EngineJob
     ):
         self._kind = kind
+        self._claim = uuid.uuid4().hex
         self._config = config
         self._base = base
         self._plan = plan
@@ -82,6 +80,8 @@ class EnginePools:
         ends = [running.stream.completed() for running in self._running.values()]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=_CLOSE_SECONDS)
+            # Ray ends actors without asking them, and some time after their task.
+            list(ask_every_node(orphans.sweep_after, self._claim, _SWEEP_SECONDS, seconds=2 * _SWEEP_SECONDS))
 
     def complete(self, parts: list[Part]) -> Iterator[tuple[Part, list[Completion]]]:
         """Run a wave; yields each part as soon as its last completion is there."""
@@ -151,7 +151,7 @@ class EnginePools:
             pool.engines,
             self._plan.bundles,
             engine_kwargs(self._plan, self._config.generation, resources),
-            env_vars(self._plan, resources, is_single_node) | {orphans.CLAIM: "1"},
+            env_vars(self._plan, resources, is_single_node) | {orphans.CLAIM: self._claim},
         )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from multiprocessing import shared_memory
 from pathlib import Path
 
 SERVER_PID = "MIXSE_SERVER_PID"
-# Set for a server whose own code does not call `claim`, such as an actor of Ray Data.
+# Set for a server whose own code does not call `claim`, such as an actor of Ray Data; any text, by which
+# `sweep_after` knows the processes that have it.
 CLAIM = "MIXSE_CLAIM"
 SHARED_MEMORY = Path("/dev/shm")
 # Of an engine's shared memory: this, its server's process id in hexadecimal, and an underscore.
@@ -56,6 +58,24 @@ def sweep() -> list[str]:
             path.unlink(missing_ok=True)
             gone.append(path.name)
     return gone
+
+
+def sweep_after(claim: str, seconds: float) -> list[str]:
+    """`sweep` once no process of this machine has this value of `CLAIM`, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while _has_process(f"{CLAIM}={claim}".encode()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return sweep()
+
+
+def _has_process(variable: bytes) -> bool:
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable in path.read_bytes().split(b"\0"):
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def _is_hexadecimal(text: str) -> bool:

@@ -79,3 +79,14 @@ def test_what_is_not_an_engines_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "mx7fffffff_0a1b").touch()
     assert orphans.sweep() == ["mx7fffffff_0a1b"]
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_sweep_waits_for_the_processes_of_its_claim() -> None:
+    environment = {**os.environ, orphans.CLAIM: "one"}
+    waiting = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
+    with subprocess.Popen(waiting, stdout=subprocess.PIPE, env=environment) as engine:
+        assert engine.stdout is not None and engine.stdout.readline()
+        assert orphans._has_process(f"{orphans.CLAIM}=one".encode())
+        assert not orphans._has_process(f"{orphans.CLAIM}=on".encode())
+        engine.kill()
+    orphans.sweep_after("one", seconds=600)
