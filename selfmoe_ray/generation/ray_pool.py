@@ -151,6 +151,9 @@ def run_pool(job: EngineJob, inbox: Any) -> Iterator[list[Completion]]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = job.block_bytes
+    # A share of the cluster for each operator is worked out anew at every turn, half of the executor's time.
+    # Here one operator feeds and one pool of fixed size works.
+    context.op_resource_reservation_enabled = False
     # The first engine to be there would take most of a small wave.
     context.wait_for_min_actors_s = math.ceil(resources.stall_seconds)
     feed = ray.data.read_datasource(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from vllm.model_executor.layers.linear import (
     LinearBase,
     LinearMethodBase,
@@ -43,11 +44,12 @@ class StackedExperts(nn.Module):
 
     down [parts * n * r, in]: the experts' A, by part, expert and rank. up: their B times alpha/r, as
     one block-diagonal [out, parts * n * r], or a [out of the part, n * r] for each part where that
-    would be mostly zeros. `in` and `out` are this rank's share. Column-parallel layers split B's rows;
-    row-parallel layers split A's columns, and the layer's own all-reduce sums the partial products.
+    would be mostly zeros or `by_part` is asked for. `in` and `out` are this rank's share.
+    Column-parallel layers split B's rows; row-parallel layers split A's columns, and the layer's own
+    all-reduce sums the partial products.
     """
 
-    def __init__(self, linear: LinearBase, parts: list[str], spec: MixtureSpec):
+    def __init__(self, linear: LinearBase, parts: list[str], spec: MixtureSpec, by_part: bool = False):
         super().__init__()
         self.parts = parts
         self.spec = spec
@@ -57,7 +59,7 @@ class StackedExperts(nn.Module):
         stacked = len(parts) * self.inner
         dtype = linear.params_dtype
         self.down = PackedLinear(stacked, inputs, dtype)
-        self.block_diagonal = stacked <= BLOCK_DIAGONAL_RANK or len(parts) == 1
+        self.block_diagonal = not by_part and (stacked <= BLOCK_DIAGONAL_RANK or len(parts) == 1)
         shapes = [(sum(self.outputs), stacked)] if self.block_diagonal else [(o, self.inner) for o in self.outputs]
         self.up = nn.ModuleList(PackedLinear(*shape, dtype) for shape in shapes)
 
@@ -100,10 +102,31 @@ class StackedExperts(nn.Module):
         return torch.cat([up(part.contiguous()) for up, part in zip(self.up, parts, strict=True)], dim=1)
 
 
+class KernelExperts(nn.Module):
+    """`StackedExperts` as the CPU kernels read them, once they are loaded.
+
+    a [parts, n, r, in] and b [n, r / 2, out, 2]: pairs of B's columns, times alpha/r. An odd r is filled
+    up with zeros.
+    """
+
+    def __init__(self, stacked: StackedExperts):
+        super().__init__()
+        parts, experts, rank = len(stacked.parts), len(stacked.spec.experts), stacked.spec.rank
+        a = stacked.down.weight.data.view(parts, experts, rank, -1)
+        b = torch.cat([up.weight.data for up in stacked.up]).view(-1, experts, rank).permute(1, 2, 0)
+        odd = rank % 2
+        a, b = F.pad(a, (0, 0, 0, odd)), F.pad(b, (0, 0, 0, odd))
+        b = b.unflatten(1, (-1, 2)).transpose(2, 3)
+        self.register_buffer("a", a.contiguous(), persistent=False)
+        self.register_buffer("b", b.contiguous(), persistent=False)
+        self.register_buffer("part_ends", torch.tensor(stacked.outputs).cumsum(0), persistent=False)
+
+
 class MixtureLinearMethod(LinearMethodBase):
     """A layer's own method, plus its experts; module names stay, so the base's weights load as ever.
 
-    theta [n, hidden] float32 on the layer whose input the router reads. With `merge`, a block-diagonal
+    theta [n, hidden] float32 on the layer whose input the router reads. Where the routing has kernels,
+    they add the experts. Elsewhere the experts are dense products, and with `merge` a block-diagonal
     B_cat becomes more columns of the layer's own weight, so that W x + B_cat low is one product of the
     concatenated inputs; without, that weight stays as it was loaded, and can be shared with others.
     """
@@ -124,8 +147,10 @@ class MixtureLinearMethod(LinearMethodBase):
         self.base.create_weights(layer, *args, **kwargs)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """As the base's, after B_cat was merged."""
-        if self.merge:
+        """As the base's; the experts take the form that `apply` reads."""
+        if self.routing.kernels:
+            layer.mixse_experts = KernelExperts(layer.mixse_experts)
+        elif self.merge:
             merged = torch.cat([layer.weight.data, layer.mixse_experts.up[0].weight.data], dim=1)
             layer.weight = nn.Parameter(merged, requires_grad=False)
             del layer.mixse_experts.up
@@ -135,11 +160,17 @@ class MixtureLinearMethod(LinearMethodBase):
         """[tokens, in] -> [tokens, out], as the layer's own method plus the experts."""
         if self.theta is not None:
             self.routing.read(self.layer, x, self.theta)
-        assert self.routing.gates is not None
-        gated = layer.mixse_experts.gate(x, self.routing.gates)
-        if self.merge:
+        gates = self.routing.gates
+        assert gates is not None
+        if self.routing.kernels:
+            y = self.base.apply(layer, x, bias)
+            experts = layer.mixse_experts
+            self.routing.kernels.add_experts(y, x, gates, experts.a, experts.b, experts.part_ends)
+        elif self.merge:
+            gated = layer.mixse_experts.gate(x, gates)
             y = self.base.apply(layer, torch.cat([x, gated], dim=1), bias)
         else:
+            gated = layer.mixse_experts.gate(x, gates)
             y = self.base.apply(layer, x, bias) + layer.mixse_experts.expand(gated)
         if self.last:
             self.routing.end()

@@ -15,6 +15,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import ROUTER_WEIGHTS
 from selfmoe_ray.mixture.decoder import ROUTER_READS
+from selfmoe_ray.serving.cpu_kernels.ops import cpu_kernels
 from selfmoe_ray.serving.vllm_plugin import ARCHITECTURE_PREFIX, requests
 from selfmoe_ray.serving.vllm_plugin.checkpoint import MixseCheckpoint, Place, read_checkpoint
 from selfmoe_ray.serving.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
@@ -72,9 +73,9 @@ class VllmMixture:
         self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts))
         self.packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         parts = max(map(len, self.packed.values()), default=1)
-        self.routing = Routing(
-            self.spec, self.gates, self.trace, parts, vllm_config.model_config.dtype, is_eager=_is_eager(vllm_config)
-        )
+        dtype, is_eager = vllm_config.model_config.dtype, _is_eager(vllm_config)
+        kernels = cpu_kernels(dtype, self.gates.k.device, is_eager)
+        self.routing = Routing(self.spec, self.gates, self.trace, parts, dtype, is_eager, kernels)
         self.owns_weights = vllm_config.load_config.load_format in OWN_WEIGHTS
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
         self.thetas: dict[int, Tensor] = {}
@@ -103,8 +104,9 @@ class VllmMixture:
         if not isinstance(base, UnquantizedLinearMethod):
             raise UserError(f"{name} is quantised ({type(base).__name__}); experts need plain linear layers")
         theta = self._theta(parts[0].layer, linear.input_size) if reads else None
-        linear.mixse_experts = StackedExperts(linear, [part.path for part in parts], self.spec)
-        merge = self.owns_weights and linear.mixse_experts.block_diagonal
+        paths, by_part = [part.path for part in parts], self.routing.kernels is not None
+        linear.mixse_experts = StackedExperts(linear, paths, self.spec, by_part)
+        merge = self.owns_weights and linear.mixse_experts.block_diagonal and not by_part
         linear.quant_method = MixtureLinearMethod(base, self.routing, parts[0].layer, theta, merge)
         self.linears |= {part: (name, linear, index) for index, part in enumerate(parts)}
         return linear.quant_method

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.serving.cpu_kernels.ops import Kernels
 from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
 from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
@@ -14,10 +15,11 @@ from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 class Routing:
     """Hands the router's logits from layer to layer, and each layer's gates to its linears.
 
-    `gates` [tokens, parts * n * r] has the layout of a linear's A_cat x, for linears of up to `parts`
-    parts; `dtype` is the model's. The attributes hold traced tensors while a pass runs and nothing
-    after it, so a compiled graph has no inputs or outputs beyond the model's own. `is_eager` says that
-    no pass is ever compiled or captured, so that Python may choose between operations.
+    `gates` is what the linears read: with `kernels` [tokens, n] float32, else [tokens, parts * n * r] in
+    the layout of a linear's A_cat x, for linears of up to `parts` parts; `dtype` is the model's. The
+    attributes hold traced tensors while a pass runs and nothing after it, so a compiled graph has no
+    inputs or outputs beyond the model's own. `is_eager` says that no pass is ever compiled or captured,
+    so that Python may choose between operations.
     """
 
     def __init__(
@@ -28,11 +30,13 @@ class Routing:
         parts: int,
         dtype: torch.dtype,
         is_eager: bool = False,
+        kernels: Kernels | None = None,
     ):
         num_experts = len(spec.experts)
         self.spec = spec
         self.parts = parts
         self.is_eager = is_eager
+        self.kernels = kernels
         # [n, parts * n * r]: repeats every gate over its expert's ranks, and all for each part.
         self.spread = torch.eye(num_experts, dtype=dtype).repeat_interleave(spec.rank, dim=1).repeat(1, parts)
         self.rows = rows
@@ -45,18 +49,21 @@ class Routing:
     def read(self, layer: int, hidden: Tensor, theta: Tensor) -> None:
         """Set a layer's gates from what its q_proj reads [tokens, hidden]; theta [n, hidden]."""
         router = self.spec.router
-        hidden_fp32 = hidden.to(torch.float32)
+        before, alpha, beta = None, router.tau, 0.0
         if layer and router.accumulate:
-            assert self.logits is not None
             # tau times the mean over the layers so far; kept as a mean, it is one operation a layer.
             depth = layer + 1
-            self.logits = torch.addmm(self.logits, hidden_fp32, theta.t(), beta=layer / depth, alpha=router.tau / depth)
+            before, alpha, beta = self.logits, router.tau / depth, layer / depth
+        if self.kernels:
+            k, weights = self.rows.read(len(hidden))
+            self.logits, gates = self.kernels.route(hidden, theta, before, alpha, beta, k, weights)
+            self.gates = gates
         else:
-            self.logits = F.linear(hidden_fp32, theta) * router.tau
-        gates = self._select(torch.softmax(self.logits, dim=-1))
+            self.logits = _logits(hidden, theta, before, alpha, beta)
+            gates = self._select(torch.softmax(self.logits, dim=-1))
+            # Once a layer, for all of its linears.
+            self.gates = self._spread(gates.to(hidden.dtype))
         self.of_layers = [*self.of_layers, gates] if layer else [gates]
-        # Once a layer, for all of its linears.
-        self.gates = self._spread(gates.to(hidden.dtype))
 
     def _select(self, probabilities: Tensor) -> Tensor:
         """Each row's gate: its top k, and its constant weights elsewhere, both [tokens, n]."""
@@ -84,6 +91,13 @@ class Routing:
         self.trace.record(torch.stack(self.of_layers, dim=1))
         self.logits = self.gates = None
         self.of_layers = []
+
+
+def _logits(hidden: Tensor, theta: Tensor, before: Tensor | None, alpha: float, beta: float) -> Tensor:
+    hidden_fp32 = hidden.to(torch.float32)
+    if before is None:
+        return F.linear(hidden_fp32, theta) * alpha
+    return torch.addmm(before, hidden_fp32, theta.t(), beta=beta, alpha=alpha)
 
 
 def ranks(values: Tensor, lower: Tensor) -> Tensor:

@@ -1,0 +1,294 @@
+// A mixture's two operations on a CPU, each one call: a layer's gates, and the experts of a linear layer.
+// Only experts whose gate is not zero are computed, so the work of a token grows with k and not with n.
+// Plain C functions on raw pointers: no torch headers, so the library builds in seconds and fits any torch.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// Below it, waking the other threads costs more than they save.
+constexpr int64_t kTokensForThreads = 8;
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(BFloat16 value) {
+  const uint32_t wide = uint32_t(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &wide, sizeof result);
+  return result;
+}
+
+inline void store(float* to, float value) { *to = value; }
+
+inline void store(BFloat16* to, float value) {
+  uint32_t wide;
+  std::memcpy(&wide, &value, sizeof wide);
+  const bool is_nan = (wide & 0x7fffffffu) > 0x7f800000u;
+  // To nearest, ties to even.
+  to->bits = is_nan ? 0x7fc0 : uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
+}
+
+}  // namespace
+
+// The experts of a linear layer that computes `parts` products of one input.
+struct Experts {
+  const void* a;             // [parts, experts, rank, inputs]
+  const void* b;             // [experts, rank / 2, outputs, 2]: rows of B^T in pairs, scaled by alpha / r
+  const int64_t* part_ends;  // [parts]: where each part's outputs end
+  int64_t parts, experts, rank, inputs, outputs;
+};
+
+namespace {
+
+template <typename T>
+void dots(const T* rows, const T* x, int64_t inputs, int64_t rank, float* low) {
+  for (int64_t j = 0; j < rank; ++j) {
+    float sum = 0;
+    const T* row = rows + j * inputs;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < inputs; ++i) sum += to_float(row[i]) * to_float(x[i]);
+    low[j] = sum;
+  }
+}
+
+// Two neighbouring factors as `add_rows` reads them.
+struct Pair {
+  float first, second;
+};
+
+inline void make_pairs(const float* low, int64_t count, Pair* to, const float*) {
+  for (int64_t q = 0; q < count; ++q) to[q] = {low[2 * q], low[2 * q + 1]};
+}
+
+// y[o] += sum over q of factors[q].first * rows[q][o, 0] + factors[q].second * rows[q][o, 1].
+template <typename T>
+void add_rows(const T* const* rows, const Pair* factors, int64_t count, int64_t width, T* y) {
+  for (int64_t o = 0; o < width; ++o) {
+    float sum = to_float(y[o]);
+    for (int64_t q = 0; q < count; ++q)
+      sum += factors[q].first * to_float(rows[q][2 * o]) + factors[q].second * to_float(rows[q][2 * o + 1]);
+    store(y + o, sum);
+  }
+}
+
+#ifndef __AVX512BF16__
+
+using BFloat16Pair = Pair;
+
+inline void make_pairs(const float* low, int64_t count, Pair* to, const BFloat16*) {
+  make_pairs(low, count, to, static_cast<const float*>(nullptr));
+}
+
+#else
+
+using BFloat16Pair = int32_t;
+
+inline void make_pairs(const float* low, int64_t count, int32_t* to, const BFloat16*) {
+  for (int64_t q = 0; q < count; ++q) {
+    BFloat16 pair[2];
+    store(pair, low[2 * q]);
+    store(pair + 1, low[2 * q + 1]);
+    std::memcpy(to + q, pair, sizeof pair);
+  }
+}
+
+inline __mmask32 lanes32(int64_t left) { return left >= 32 ? ~__mmask32(0) : (__mmask32(1) << left) - 1; }
+
+inline __m512bh load_pairs(const BFloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+
+inline __m512bh load_pairs(const BFloat16* from, __mmask32 mask) {
+  return (__m512bh)_mm512_maskz_loadu_epi16(mask, from);
+}
+
+inline __m512 widen(__m256i values) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
+}
+
+template <int N>
+void dots_block(const BFloat16* rows, const BFloat16* x, int64_t inputs, float* low) {
+  __m512 sums[N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) sums[j] = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 32 <= inputs; i += 32) {
+    const __m512bh input = load_pairs(x + i);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], load_pairs(rows + j * inputs + i), input);
+  }
+  if (i < inputs) {
+    const __mmask32 mask = lanes32(inputs - i);
+    const __m512bh input = load_pairs(x + i, mask);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], load_pairs(rows + j * inputs + i, mask), input);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) low[j] = _mm512_reduce_add_ps(sums[j]);
+}
+
+template <>
+void dots(const BFloat16* rows, const BFloat16* x, int64_t inputs, int64_t rank, float* low) {
+  int64_t j = 0;
+  for (; j + 8 <= rank; j += 8) dots_block<8>(rows + j * inputs, x, inputs, low + j);
+  for (; j < rank; ++j) dots_block<1>(rows + j * inputs, x, inputs, low + j);
+}
+
+void add_rows(const BFloat16* const* rows, const int32_t* factors, int64_t count, int64_t width, BFloat16* y) {
+  constexpr int kBlocks = 4;
+  int64_t o = 0;
+  for (; o + 16 * kBlocks <= width; o += 16 * kBlocks) {
+    __m512 sums[kBlocks];
+#pragma GCC unroll 4
+    for (int j = 0; j < kBlocks; ++j) sums[j] = widen(_mm256_loadu_si256((const __m256i*)(y + o + 16 * j)));
+    for (int64_t q = 0; q < count; ++q) {
+      const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors[q]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kBlocks; ++j)
+        sums[j] = _mm512_dpbf16_ps(sums[j], load_pairs(rows[q] + 2 * (o + 16 * j)), factor);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < kBlocks; ++j)
+      _mm256_storeu_si256((__m256i*)(y + o + 16 * j), (__m256i)_mm512_cvtneps_pbh(sums[j]));
+  }
+  for (; o < width; o += 16) {
+    const __mmask16 mask = width - o >= 16 ? __mmask16(-1) : __mmask16((1 << (width - o)) - 1);
+    const __mmask32 pair_mask = lanes32(2 * (width - o));
+    __m512 sum = widen(_mm256_maskz_loadu_epi16(mask, y + o));
+    for (int64_t q = 0; q < count; ++q)
+      sum = _mm512_dpbf16_ps(sum, load_pairs(rows[q] + 2 * o, pair_mask), (__m512bh)_mm512_set1_epi32(factors[q]));
+    _mm256_mask_storeu_epi16(y + o, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+  }
+}
+
+#endif
+
+template <typename T>
+struct PairOf {
+  using type = Pair;
+};
+
+template <>
+struct PairOf<BFloat16> {
+  using type = BFloat16Pair;
+};
+
+// Token rows in the order of their first gated expert, so that neighbours find its rows in the cache.
+std::vector<int64_t> by_expert(const float* gates, int64_t gates_stride, int64_t experts, int64_t tokens) {
+  std::vector<int64_t> first(tokens), start(experts + 2, 0), order(tokens);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* gate = gates + t * gates_stride;
+    first[t] = std::find_if(gate, gate + experts, [](float g) { return g != 0; }) - gate;
+    ++start[first[t] + 1];
+  }
+  std::partial_sum(start.begin(), start.end(), start.begin());
+  for (int64_t t = 0; t < tokens; ++t) order[start[first[t]]++] = t;
+  return order;
+}
+
+template <typename T>
+void add_experts(const Experts& layer, const T* x, int64_t x_stride, const float* gates, int64_t gates_stride, T* y,
+                 int64_t tokens) {
+  const int64_t pairs_each = layer.rank / 2;
+  const std::vector<int64_t> order = by_expert(gates, gates_stride, layer.experts, tokens);
+#pragma omp parallel if (tokens >= kTokensForThreads)
+  {
+    std::vector<float> low(layer.experts * layer.rank);
+    std::vector<const T*> rows(layer.experts * pairs_each);
+    std::vector<typename PairOf<T>::type> factors(layer.experts * pairs_each);
+    int64_t first = 0;
+    for (int64_t part = 0; part < layer.parts; ++part) {
+      const int64_t end = layer.part_ends[part];
+#pragma omp for schedule(static) nowait
+      for (int64_t i = 0; i < tokens; ++i) {
+        const int64_t t = order[i];
+        const float* gate = gates + t * gates_stride;
+        int64_t count = 0;
+        for (int64_t e = 0; e < layer.experts; ++e) {
+          if (gate[e] == 0) continue;
+          float* mine = low.data() + 2 * count;
+          const T* a = static_cast<const T*>(layer.a) + (part * layer.experts + e) * layer.rank * layer.inputs;
+          dots(a, x + t * x_stride, layer.inputs, layer.rank, mine);
+          for (int64_t j = 0; j < layer.rank; ++j) mine[j] *= gate[e];
+          const T* b = static_cast<const T*>(layer.b) + 2 * (e * pairs_each * layer.outputs + first);
+          for (int64_t q = 0; q < pairs_each; ++q) rows[count++] = b + 2 * q * layer.outputs;
+        }
+        if (count == 0) continue;
+        make_pairs(low.data(), count, factors.data(), static_cast<const T*>(nullptr));
+        add_rows(rows.data(), factors.data(), count, end - first, y + t * layer.outputs + first);
+      }
+      first = end;
+    }
+  }
+}
+
+// The k largest of p keep their value, of equals the first; the others get their constant weight.
+void select(const float* p, int64_t experts, int64_t k, const float* weights, float* gates) {
+  std::memcpy(gates, weights, experts * sizeof(float));
+  float bound = INFINITY;
+  int64_t at_bound = 0;
+  for (int64_t chosen = 0; chosen < std::min(k, experts); ++chosen) {
+    // After the last chosen one: smaller, or equal and further right.
+    int64_t best = -1;
+    for (int64_t e = 0; e < experts; ++e) {
+      const bool is_left = p[e] < bound || (p[e] == bound && e > at_bound);
+      if (is_left && (best < 0 || p[e] > p[best])) best = e;
+    }
+    if (best < 0) return;
+    bound = p[best];
+    at_bound = best;
+    gates[best] = p[best];
+  }
+}
+
+template <typename T>
+void route(const T* hidden, int64_t hidden_stride, const float* theta, const float* before, float alpha, float beta,
+           const int32_t* k, const float* weights, float* logits, float* gates, int64_t experts, int64_t width,
+           int64_t tokens) {
+#pragma omp parallel if (tokens >= kTokensForThreads)
+  {
+    std::vector<float> p(experts), wide(width);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t i = 0; i < width; ++i) wide[i] = to_float(hidden[t * hidden_stride + i]);
+      float* mine = logits + t * experts;
+      dots(theta, wide.data(), width, experts, mine);
+      float largest = -INFINITY, sum = 0;
+      for (int64_t e = 0; e < experts; ++e) {
+        mine[e] = alpha * mine[e] + (before ? beta * before[t * experts + e] : 0);
+        largest = std::max(largest, mine[e]);
+      }
+      for (int64_t e = 0; e < experts; ++e) sum += p[e] = std::exp(mine[e] - largest);
+      for (int64_t e = 0; e < experts; ++e) p[e] /= sum;
+      select(p.data(), experts, k[t], weights + t * experts, gates + t * experts);
+    }
+  }
+}
+
+}  // namespace
+
+#define EXPORT(SUFFIX, TYPE)                                                                                        \
+  extern "C" void add_experts_##SUFFIX(const Experts* layer, const TYPE* x, int64_t x_stride, const float* gates,   \
+                                       int64_t gates_stride, TYPE* y, int64_t tokens) {                             \
+    add_experts<TYPE>(*layer, x, x_stride, gates, gates_stride, y, tokens);                                         \
+  }                                                                                                                 \
+  extern "C" void route_##SUFFIX(const TYPE* hidden, int64_t hidden_stride, const float* theta, const float* before, \
+                                 float alpha, float beta, const int32_t* k, const float* weights, float* logits,    \
+                                 float* gates, int64_t experts, int64_t width, int64_t tokens) {                    \
+    route<TYPE>(hidden, hidden_stride, theta, before, alpha, beta, k, weights, logits, gates, experts, width,       \
+                tokens);                                                                                            \
+  }
+
+EXPORT(float32, float)
+EXPORT(bfloat16, BFloat16)

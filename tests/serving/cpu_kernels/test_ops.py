@@ -1,0 +1,134 @@
+"""The CPU kernels against the same sums in torch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from selfmoe_ray.mixture.gate import top_k
+from selfmoe_ray.serving.cpu_kernels import build
+from selfmoe_ray.serving.cpu_kernels.ops import Kernels, cpu_kernels
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+TOKENS = pytest.mark.parametrize("tokens", [0, 1, 40], ids=["none", "one thread", "all threads"])
+N = 5
+
+
+@pytest.fixture(params=["eager", "compiled"])
+def is_eager(request: pytest.FixtureRequest) -> bool:
+    return request.param == "eager"
+
+
+def kernels(dtype: torch.dtype, is_eager: bool) -> Kernels:
+    found = cpu_kernels(dtype, torch.device("cpu"), is_eager)
+    assert found is not None
+    return found
+
+
+def gates_like(tokens: int, kind: str) -> Tensor:
+    probabilities = torch.softmax(torch.randn(tokens, N), -1)
+    return {"none": torch.zeros(tokens, N), "all": probabilities}.get(kind, top_k(probabilities, 2))
+
+
+@needs_compiler
+@DTYPES
+@TOKENS
+@pytest.mark.parametrize("kind", ["none", "top 2", "all"])
+@pytest.mark.parametrize("rank", [2, 8, 10])
+def test_experts_add_their_gated_products(
+    dtype: torch.dtype, tokens: int, kind: str, rank: int, is_eager: bool
+) -> None:
+    torch.manual_seed(0)
+    inputs, outputs = 72, [32, 17, 50]
+    # A view with rows apart, as a slice of a wider activation has them.
+    x = torch.randn(tokens, 2 * inputs).to(dtype)[:, :inputs]
+    a = (torch.randn(len(outputs), N, rank, inputs) / 8).to(dtype)
+    b = (torch.randn(N, rank, sum(outputs)) / 4).to(dtype)
+    y, gates = torch.randn(tokens, sum(outputs)).to(dtype), gates_like(tokens, kind)
+    expected = y.double()
+    for part, (low, up) in enumerate(zip(a.double(), b.double().split(outputs, dim=2), strict=True)):
+        first = sum(outputs[:part])
+        delta = torch.einsum("tn,nri,ti,nro->to", gates.double(), low, x.double(), up)
+        expected[:, first : first + outputs[part]] += delta
+    pairs = b.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
+    kernels(dtype, is_eager).add_experts(y, x, gates, a, pairs, torch.tensor(outputs).cumsum(0))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@needs_compiler
+@DTYPES
+@TOKENS
+@pytest.mark.parametrize("is_first", [True, False], ids=["first layer", "later layer"])
+def test_the_router_gives_each_token_its_top_k(dtype: torch.dtype, tokens: int, is_first: bool, is_eager: bool) -> None:
+    torch.manual_seed(0)
+    hidden, theta = torch.randn(tokens, 70).to(dtype), torch.randn(N, 70)
+    before = None if is_first else torch.randn(tokens, N)
+    k = torch.arange(tokens, dtype=torch.int32)[:, None] % (N + 2)
+    weights = torch.rand(tokens, N)
+    logits, gates = kernels(dtype, is_eager).route(hidden, theta, before, 0.5, 0.25, k, weights)
+    wanted = 0.5 * hidden.float() @ theta.t() + (0 if before is None else 0.25 * before)
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+    for row, probabilities in enumerate(torch.softmax(logits, -1)):
+        count = min(int(k[row]), N)
+        kept = top_k(probabilities[None], count)[0] if count else torch.zeros(N)
+        torch.testing.assert_close(gates[row], torch.where(kept > 0, kept, weights[row]))
+
+
+@needs_compiler
+def test_of_equal_experts_the_first_k_are_taken() -> None:
+    route = kernels(torch.float32, True).route
+    k = torch.tensor([[1], [3]], dtype=torch.int32)
+    _, gates = route(torch.ones(2, 4), torch.zeros(N, 4), None, 1.0, 0.0, k, torch.zeros(2, N))
+    assert (gates > 0).tolist() == [[True, False, False, False, False], [True, True, True, False, False]]
+
+
+@needs_compiler
+@DTYPES
+def test_a_compiled_pass_has_the_same_sums(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(1, N, 4, 32).to(dtype), torch.randn(N, 2, 48, 2).to(dtype)
+    theta, k, weights = torch.randn(N, 32), torch.ones(9, 1, dtype=torch.int32), torch.zeros(9, N)
+    x, w, ends = torch.randn(9, 32).to(dtype), torch.randn(48, 32).to(dtype), torch.tensor([48])
+
+    def layer(x: Tensor, operations: Kernels) -> Tensor:
+        _, gates = operations.route(x, theta, None, 1.0, 0.0, k, weights)
+        y = x @ w.t()
+        operations.add_experts(y, x, gates, a, b, ends)
+        return y * 2
+
+    operations = kernels(dtype, False)
+    compiled = torch.compile(lambda x: layer(x, operations), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x, kernels(dtype, True)))
+
+
+def test_a_dtype_without_kernels_has_none() -> None:
+    assert cpu_kernels(torch.float16, torch.device("cpu"), True) is None
+    assert cpu_kernels(torch.float32, torch.device("meta"), True) is None
+
+
+def test_without_a_compiler_the_reason_is_logged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SELFMOE_RAY_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build.load_library.__wrapped__() is None
+    assert "there is no C++ compiler (no-such-compiler)" in caplog.text
+
+
+@needs_compiler
+def test_a_compiler_that_fails_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "kernels.cpp"
+    source.write_text("this is no C++")
+    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setenv("SELFMOE_RAY_CACHE", str(tmp_path / "cache"))
+    assert build.load_library.__wrapped__() is None
+    assert "kernels.cpp" in caplog.text
+    assert [path.suffix for path in (tmp_path / "cache" / "kernels").iterdir()] == [".lock"]
