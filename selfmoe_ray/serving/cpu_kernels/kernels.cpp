@@ -17,6 +17,8 @@ namespace {
 
 // Below it, waking the other threads costs more than they save.
 constexpr int64_t kTokensForThreads = 8;
+// Tokens that share what the cache holds of an expert before the next part of the layer takes its place.
+constexpr int64_t kBlock = 16;
 
 struct BFloat16 {
   uint16_t bits;
@@ -207,28 +209,30 @@ void add_experts(const Experts& layer, const T* x, int64_t x_stride, const float
     std::vector<float> low(layer.experts * layer.rank);
     std::vector<const T*> rows(layer.experts * pairs_each);
     std::vector<typename PairOf<T>::type> factors(layer.experts * pairs_each);
-    int64_t first = 0;
-    for (int64_t part = 0; part < layer.parts; ++part) {
-      const int64_t end = layer.part_ends[part];
-#pragma omp for schedule(static) nowait
-      for (int64_t i = 0; i < tokens; ++i) {
-        const int64_t t = order[i];
-        const float* gate = gates + t * gates_stride;
-        int64_t count = 0;
-        for (int64_t e = 0; e < layer.experts; ++e) {
-          if (gate[e] == 0) continue;
-          float* mine = low.data() + 2 * count;
-          const T* a = static_cast<const T*>(layer.a) + (part * layer.experts + e) * layer.rank * layer.inputs;
-          dots(a, x + t * x_stride, layer.inputs, layer.rank, mine);
-          for (int64_t j = 0; j < layer.rank; ++j) mine[j] *= gate[e];
-          const T* b = static_cast<const T*>(layer.b) + 2 * (e * pairs_each * layer.outputs + first);
-          for (int64_t q = 0; q < pairs_each; ++q) rows[count++] = b + 2 * q * layer.outputs;
+#pragma omp for schedule(static)
+    for (int64_t begin = 0; begin < tokens; begin += kBlock) {
+      int64_t first = 0;
+      for (int64_t part = 0; part < layer.parts; ++part) {
+        const int64_t end = layer.part_ends[part];
+        for (int64_t i = begin; i < std::min(begin + kBlock, tokens); ++i) {
+          const int64_t t = order[i];
+          const float* gate = gates + t * gates_stride;
+          int64_t count = 0;
+          for (int64_t e = 0; e < layer.experts; ++e) {
+            if (gate[e] == 0) continue;
+            float* mine = low.data() + 2 * count;
+            const T* a = static_cast<const T*>(layer.a) + (part * layer.experts + e) * layer.rank * layer.inputs;
+            dots(a, x + t * x_stride, layer.inputs, layer.rank, mine);
+            for (int64_t j = 0; j < layer.rank; ++j) mine[j] *= gate[e];
+            const T* b = static_cast<const T*>(layer.b) + 2 * (e * pairs_each * layer.outputs + first);
+            for (int64_t q = 0; q < pairs_each; ++q) rows[count++] = b + 2 * q * layer.outputs;
+          }
+          if (count == 0) continue;
+          make_pairs(low.data(), count, factors.data(), static_cast<const T*>(nullptr));
+          add_rows(rows.data(), factors.data(), count, end - first, y + t * layer.outputs + first);
         }
-        if (count == 0) continue;
-        make_pairs(low.data(), count, factors.data(), static_cast<const T*>(nullptr));
-        add_rows(rows.data(), factors.data(), count, end - first, y + t * layer.outputs + first);
+        first = end;
       }
-      first = end;
     }
   }
 }

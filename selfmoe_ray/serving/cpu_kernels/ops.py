@@ -130,5 +130,6 @@ def _register() -> torch.library.Library:
 
 
 def _fake_route(hidden: Tensor, theta: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    shape = len(hidden), len(theta)
+    # Not len(): it would bind a compiled graph to the number of tokens.
+    shape = hidden.shape[0], theta.shape[0]
     return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=torch.float32)
