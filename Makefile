@@ -12,7 +12,7 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 # Every Ray worker and vLLM process imports thousands of modules: keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve setup test test-serving test-faults lint lock
+.PHONY: demo serve setup test test-serving test-faults lint lock audit
 
 demo: $(STAMP)
 	.venv/bin/python jobs/pipeline.py --config jobs/configs/demo.yaml
@@ -42,6 +42,10 @@ lint: $(STAMP)
 
 lock: $(STAMP)
 	requirements/lock.sh
+
+# Known vulnerabilities among the locked packages; asks a public database.
+audit: $(STAMP)
+	.venv/bin/uv tool run pip-audit --disable-pip --no-deps -r $(LOCK)
 
 $(STAMP):
 	PYTHON=$(PYTHON) requirements/install.sh $(DEVICE)
