@@ -12,8 +12,11 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.eval_command import add_options, names, read_options
 
 if TYPE_CHECKING:
+    from selfmoe_ray.config import RunConfig
     from selfmoe_ray.evaluation.ray_job import Options
     from selfmoe_ray.evaluation.studies import Evaluations
+    from selfmoe_ray.mixture.spec import MixtureSpec
+    from selfmoe_ray.run_dir import RunDir
 
 OWN_OPTIONS = ("study", "percents", "runs", "base_models", "dry_run", "tasks", "draws")
 
@@ -61,14 +64,14 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     from selfmoe_ray.evaluation.studies import FIG4, plan_studies, select_studies
 
     studies = select_studies(own["study"])
-    run_dir, _ = open_run(options.run)
-    experts = read_mixture(run_dir).experts
-    plan = plan_studies(studies, experts, own["tasks"], own["draws"], own["percents"])
+    run_dir, config = open_run(options.run)
+    spec = read_mixture(run_dir)
+    plan = plan_studies(studies, spec.experts, own["tasks"], own["draws"], own["percents"])
     compares = FIG4 in studies and (own["runs"] or own["base_models"])
     if FIG4 in own["study"] and not compares:
         raise UserError("--study fig4: other base models are missing; give --runs or --base-models")
     if own["dry_run"]:
-        print("\n".join([*_describe(plan, options), *_describe_others(own if compares else {})]))
+        print("\n".join([*_describe(plan, run_dir, config, spec), *_describe_others(own if compares else {})]))
         return {"status": "dry-run"}
     for each in plan:
         evaluate_run(replace(options, systems=each.systems, tasks=each.tasks, draws=each.draws))
@@ -77,12 +80,9 @@ def _run(given: dict[str, Any]) -> dict[str, Any]:
     return {"status": "done", "run": run_dir.storage.path()}
 
 
-def _describe(plan: list[Evaluations], options: Options) -> list[str]:
-    from selfmoe_ray.evaluation.ray_job import open_run, read_mixture
+def _describe(plan: list[Evaluations], run_dir: RunDir, config: RunConfig, spec: MixtureSpec) -> list[str]:
     from selfmoe_ray.evaluation.systems import select_systems
 
-    run_dir, config = open_run(options.run)
-    spec = read_mixture(run_dir)
     lines = []
     for each in plan:
         systems = select_systems(each.systems, spec, config)

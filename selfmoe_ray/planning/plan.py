@@ -218,10 +218,11 @@ def _refusal(plan: StagePlan, config: RunConfig, domains: Sequence[str], shape: 
 
 def _smaller_training(plan_stage: Any, config: RunConfig, experts: int, shape: ModelShape, cluster: Cluster) -> str:
     current = config.resources.training
-    alone = [*_SMALLER_TRAINING]
     # One trainer on all devices has the most to share a base among.
-    fewest = [{**change, "experts_per_trainer": experts} for change in alone if change.get("zero_stage") == 3]
-    for change in [*alone, *fewest]:
+    fewest = [
+        {**change, "experts_per_trainer": experts} for change in _SMALLER_TRAINING if change.get("zero_stage") == 3
+    ]
+    for change in [*_SMALLER_TRAINING, *fewest]:
         fits = False
         resources = current.model_copy(update=change)
         with suppress(UserError):

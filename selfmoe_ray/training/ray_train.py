@@ -86,18 +86,10 @@ def train_router(config: RunConfig, domains: Sequence[Domain], base: BaseModel, 
 
     Needs a running Ray and finished experts. Raises UserError as `train_experts` does.
     """
-    start = time.monotonic()
     names = [domain.name for domain in domains]
     expected = router_manifest(config, names, base, run_dir)
-    if run_dir.is_done(run_dir.ROUTER, *expected, redo="router"):
-        return
-    [plan], shape = _plan(config, 1, 1)
-    rows = _tokenize(config, names, base, run_dir, emit, "router")
-    phase = _phase("router", [expected], config, names, base, run_dir, rows, plan.workers)
-    _fit_all([phase], [plan.workers], shape, emit)
-    counts = _sum_counts(rows, config.training.router.epochs)
-    run_dir.write_manifest(run_dir.ROUTER, *expected, counts, time.monotonic() - start, plan.workers)
-    _forget([phase])
+    epochs = config.training.router.epochs
+    _train_on_all("router", expected, [run_dir.ROUTER], epochs, config, names, names, base, run_dir, emit)
 
 
 def train_jointly(
@@ -114,18 +106,36 @@ def train_jointly(
     the experts' training. Writes `experts/<name>/` and `router/`, manifests last. Raises UserError as
     `train_experts` does.
     """
-    start = time.monotonic()
     names = [domain.name for domain in domains]
     expected = joint_manifest(config, names, experts, base, run_dir)
+    folders = [*map(run_dir.expert, experts), run_dir.ROUTER]
+    epochs = config.training.experts.epochs
+    _train_on_all("joint", expected, folders, epochs, config, names, experts, base, run_dir, emit)
+
+
+def _train_on_all(
+    kind: Literal["router", "joint"],
+    expected: Expected,
+    folders: Sequence[str],
+    epochs: float,
+    config: RunConfig,
+    names: Sequence[str],
+    experts: Sequence[str],
+    base: BaseModel,
+    run_dir: RunDir,
+    emit: Emit,
+) -> None:
+    """One trainer on the rows of all domains, whose names these are; the router is the last of the folders."""
+    start = time.monotonic()
     if run_dir.is_done(run_dir.ROUTER, *expected, redo="router"):
         return
     [plan], shape = _plan(config, 1, 1)
-    rows = _tokenize(config, names, base, run_dir, emit, "joint")
-    phase = _phase("joint", [expected], config, experts, base, run_dir, rows, plan.workers)
+    rows = _tokenize(config, names, base, run_dir, emit, kind)
+    phase = _phase(kind, [expected], config, experts, base, run_dir, rows, plan.workers)
     _fit_all([phase], [plan.workers], shape, emit)
-    counts = _sum_counts(rows, config.training.experts.epochs)
-    for folder in (*map(run_dir.expert, experts), run_dir.ROUTER):
-        run_dir.write_manifest(folder, *expected, counts, time.monotonic() - start)
+    counts, seconds = _sum_counts(rows, epochs), time.monotonic() - start
+    for folder in folders:
+        run_dir.write_manifest(folder, *expected, counts, seconds, plan.workers / len(folders))
     _forget([phase])
 
 

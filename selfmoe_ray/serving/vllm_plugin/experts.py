@@ -166,12 +166,12 @@ class MixtureLinearMethod(LinearMethodBase):
             y = self.base.apply(layer, x, bias)
             experts = layer.mixse_experts
             self.routing.kernels.add_experts(y, x, gates, experts.a, experts.b, experts.part_ends)
-        elif self.merge:
-            gated = layer.mixse_experts.gate(x, gates)
-            y = self.base.apply(layer, torch.cat([x, gated], dim=1), bias)
         else:
             gated = layer.mixse_experts.gate(x, gates)
-            y = self.base.apply(layer, x, bias) + layer.mixse_experts.expand(gated)
+            if self.merge:
+                y = self.base.apply(layer, torch.cat([x, gated], dim=1), bias)
+            else:
+                y = self.base.apply(layer, x, bias) + layer.mixse_experts.expand(gated)
         if self.last:
             self.routing.end()
         return y

@@ -106,7 +106,7 @@ class VllmMixture:
         theta = self._theta(parts[0].layer, linear.input_size) if reads else None
         paths, by_part = [part.path for part in parts], self.routing.kernels is not None
         linear.mixse_experts = StackedExperts(linear, paths, self.spec, by_part)
-        merge = self.owns_weights and linear.mixse_experts.block_diagonal and not by_part
+        merge = self.owns_weights and linear.mixse_experts.block_diagonal
         linear.quant_method = MixtureLinearMethod(base, self.routing, parts[0].layer, theta, merge)
         self.linears |= {part: (name, linear, index) for index, part in enumerate(parts)}
         return linear.quant_method
