@@ -2,17 +2,19 @@
 
     python benchmarks/generate.py [--base embedded] [--prompts 48] [--repeats 2]
 
-Both run the same brainstorm prompts with the same sampling, engine arguments and environment, each on warm
-engines: starting them is not timed. The bare engine stays up, idle while Ray runs, and takes its turns
-before and after: bare 1, Ray starts, pipeline 1, pipeline 2, Ray ends, bare 2. So neither side has Ray's
-processes beside it that should not, and a machine whose pace drifts hits both. Each repeat has prompts of
-its own, so that no prefix cache holds them. Prints one JSON object; a ratio of 1 says that nothing is lost
-on the way through Ray.
+Both run the same prompts, of both phases one after the other, with the same sampling and engine arguments, each
+on warm engines: starting them is not timed. Two bare engines, vLLM as it is installed and vLLM with this
+package's plugin as the pipeline has it, stay up, idle while Ray runs, and take their turns before and after:
+bare 1, Ray starts, pipeline 1, pipeline 2, Ray ends, bare 2. So neither side has Ray's processes beside it that
+should not, and a machine whose pace drifts hits all. Each repeat has prompts of its own, so that no prefix cache
+holds them. Prints one JSON object. The ratio to stock vLLM is what a user gets; the one to vLLM with the plugin
+is what the way through Ray costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -20,8 +22,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 from selfmoe_ray.base_model import BaseModel, load_tokenizer, resolve
 from selfmoe_ray.config import RunConfig, parse_config
@@ -30,9 +32,16 @@ from selfmoe_ray.events import silent
 from selfmoe_ray.generation.engines import EnginePlan, Pool, engine_kwargs, env_vars, plan_engines
 from selfmoe_ray.generation.prompts import STOP
 from selfmoe_ray.generation.selection import DomainState, Part
+from selfmoe_ray.records import Instruction, Phase
 
 MAX_TOKENS = 128
-ANSWER = "tokens/s:"
+ANSWER = "turn:"
+PHASES: tuple[Phase, ...] = ("brainstorm", "respond")
+# What tells the bare engines apart: vLLM as it is installed, and with this package's plugin.
+BARE = {"stock vLLM": {"VLLM_PLUGINS": ""}, "vLLM with the plugin": {}}
+# Seconds and tokens of each phase.
+Rates = dict[Phase, tuple[float, int]]
+SPANS = {**{phase: (phase,) for phase in PHASES}, "both": PHASES}
 
 
 def main() -> None:
@@ -50,24 +59,41 @@ def main() -> None:
     plan = one_engine(config)
     settings = engine_kwargs(plan, config.generation, config.resources.generation)
     environment = env_vars(plan, config.resources.generation, is_single_node=True)
-    bare: dict[int, float] = {}
-    pipeline: dict[int, float] = {}
-    with bare_engine(settings, environment) as measure:
+    sides: dict[str, dict[int, Rates]] = {name: {} for name in ("pipeline", *BARE)}
+    with ExitStack() as stack:
+        measures = {name: stack.enter_context(bare_engine(settings, environment | own)) for name, own in BARE.items()}
         for first in range(1, arguments.repeats + 1, 2):
             both = range(first, min(first + 2, arguments.repeats + 1))
-            bare[first] = measure(first)
-            pipeline |= run_pipeline(arguments, config, base, plan, both)
-            if len(both) > 1:
-                bare[first + 1] = measure(first + 1)
-    ratios = [pipeline[repeat] / bare[repeat] for repeat in bare]
+            for name, measure in measures.items():
+                sides[name][first] = measure(first)
+            sides["pipeline"] |= run_pipeline(arguments, config, base, plan, both)
+            for name, measure in measures.items():
+                sides[name] |= {repeat: measure(repeat) for repeat in both[1:]}
     result = {
         "base": arguments.base,
         "prompts": arguments.prompts * len(builtin_names()),
-        "tokens_per_second": {"pipeline": list(pipeline.values()), "bare": list(bare.values())},
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "ratio": round(statistics.mean(ratios), 3),
+        "tokens_per_second": {name: [summary(turn) for turn in turns.values()] for name, turns in sides.items()},
+        "pipeline_against": {name: ratios(sides["pipeline"], sides[name]) for name in BARE},
     }
     print(json.dumps(result, indent=2))
+
+
+def summary(turn: Rates) -> dict[str, float]:
+    """Tokens/s of each phase and of both."""
+    return {name: round(rate(turn, phases), 1) for name, phases in SPANS.items()}
+
+
+def ratios(pipeline: dict[int, Rates], bare: dict[int, Rates]) -> dict[str, float]:
+    """Mean over the repeats of the pipeline's tokens/s over the other's."""
+    return {
+        name: round(statistics.mean(rate(pipeline[each], phases) / rate(bare[each], phases) for each in bare), 3)
+        for name, phases in SPANS.items()
+    }
+
+
+def rate(turn: Rates, phases: tuple[Phase, ...]) -> float:
+    """Tokens/s over some phases."""
+    return sum(turn[phase][1] for phase in phases) / sum(turn[phase][0] for phase in phases)
 
 
 def one_engine(config: RunConfig) -> EnginePlan:
@@ -88,37 +114,52 @@ def make_config(prompts: int) -> RunConfig:
         "part_size": 16,
         "max_model_len": 1024,
         "brainstorm": {"max_tokens": MAX_TOKENS},
+        "respond": {"max_tokens": MAX_TOKENS},
     }
     return parse_config({"domains": builtin_names(), "generation": generation})
 
 
-def make_parts(config: RunConfig, repeat: int) -> list[Part]:
-    """The first wave's parts of a run with this seed; of repeat 0, which warms up, one part a domain."""
-    states = (
-        DomainState(domain, domain.seeds, config.generation, seed=repeat) for domain in load_domains(config.domains)
-    )
-    return [part for state in states for part in state.plan(0)[: None if repeat else 1]]
+def make_parts(config: RunConfig, repeat: int, phase: Phase) -> list[Part]:
+    """The first wave's parts of a run with this seed; of repeat 0, which warms up, one part a domain.
+
+    The tasks to answer are the domain's seeds, over again where it has fewer than were asked for.
+    """
+    parts = []
+    for domain in load_domains(config.domains):
+        state = DomainState(domain, domain.seeds, config.generation, seed=repeat)
+        tasks = (
+            Instruction(f"{domain.name}/{repeat}/{number}", domain.name, seed.instruction, seed.input)
+            for number, seed in enumerate(itertools.cycle(domain.seeds))
+        )
+        count = config.generation.examples_per_domain
+        made = (
+            state.plan(0) if phase == "brainstorm" else state.respond_parts(repeat, [*itertools.islice(tasks, count)])
+        )
+        parts += [*made][: None if repeat else 1]
+    return parts
 
 
 def run_pipeline(
     arguments: argparse.Namespace, config: RunConfig, base: BaseModel, plan: EnginePlan, repeats: Iterable[int]
-) -> dict[int, float]:
-    """Tokens/s of each repeat through a warmed engine pool."""
+) -> dict[int, Rates]:
+    """Each repeat through a warmed engine pool."""
     from selfmoe_ray.generation.ray_generate import EnginePools
     from selfmoe_ray.ray_session import ray_session
 
-    rates = {}
+    turns: dict[int, Rates] = {}
     with ray_session(), EnginePools(config, base, plan, silent) as pools:
         for repeat in (0, *repeats):
-            parts = make_parts(config, repeat)
-            start = time.perf_counter()
-            tokens = sum(row.completion_tokens for _, rows in pools.complete(parts) for row in rows)
-            rates[repeat] = round(tokens / (time.perf_counter() - start), 1)
-    return {repeat: rates[repeat] for repeat in repeats}
+            turns[repeat] = {}
+            for phase in PHASES:
+                parts = make_parts(config, repeat, phase)
+                start = time.perf_counter()
+                tokens = sum(row.completion_tokens for _, rows in pools.complete(parts) for row in rows)
+                turns[repeat][phase] = time.perf_counter() - start, tokens
+    return {repeat: turns[repeat] for repeat in repeats}
 
 
 @contextmanager
-def bare_engine(settings: dict[str, Any], environment: dict[str, str]) -> Iterator[Callable[[int], float]]:
+def bare_engine(settings: dict[str, Any], environment: dict[str, str]) -> Iterator[Callable[[int], Rates]]:
     """The bare side in a process of its own (parts of the environment count at its start only), warmed."""
     command = [sys.executable, *sys.argv, "--worker", json.dumps(settings)]
     pipe = subprocess.PIPE
@@ -126,11 +167,11 @@ def bare_engine(settings: dict[str, Any], environment: dict[str, str]) -> Iterat
         assert process.stdin is not None and process.stdout is not None
         ask, answers = process.stdin, process.stdout
 
-        def measure(repeat: int) -> float:
+        def measure(repeat: int) -> Rates:
             print(repeat, file=ask, flush=True)
             for line in answers:
                 if line.startswith(ANSWER):
-                    return float(line.removeprefix(ANSWER))
+                    return cast(Rates, json.loads(line.removeprefix(ANSWER)))
             raise SystemExit("the bare engine ended; its own message is above")
 
         measure(0)
@@ -139,30 +180,37 @@ def bare_engine(settings: dict[str, Any], environment: dict[str, str]) -> Iterat
 
 
 def serve_bare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Tokens/s through `vllm.LLM.generate` for every repeat that stdin asks for."""
-    from vllm import LLM, SamplingParams
+    """Runs every repeat that stdin asks for through `vllm.LLM.generate`."""
+    from vllm import LLM
 
     config, base = make_config(arguments.prompts), resolve(arguments.base)
     tokenizer = load_tokenizer(base.path)
     engine = LLM(base.path, **settings)
-    sampling = config.generation.brainstorm
     for line in sys.stdin:
-        prompts = [prompt for part in make_parts(config, int(line)) for prompt in part.prompts]
-        tokens = tokenizer([prompt.text for prompt in prompts])["input_ids"]
-        parameters = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                stop=list(STOP),
-                seed=prompt.seed,
-            )
-            for prompt in prompts
-        ]
-        start = time.perf_counter()
-        outputs = engine.generate([{"prompt_token_ids": each} for each in tokens], parameters, use_tqdm=False)
-        made = sum(len(output.outputs[0].token_ids) for output in outputs)
-        print(ANSWER, round(made / (time.perf_counter() - start), 1), flush=True)
+        turn = {}
+        for phase in PHASES:
+            prompts = [prompt for part in make_parts(config, int(line), phase) for prompt in part.prompts]
+            tokens = tokenizer([prompt.text for prompt in prompts])["input_ids"]
+            parameters = [bare_sampling(config, phase, prompt.seed) for prompt in prompts]
+            start = time.perf_counter()
+            outputs = engine.generate([{"prompt_token_ids": each} for each in tokens], parameters, use_tqdm=False)
+            seconds = time.perf_counter() - start
+            turn[phase] = seconds, sum(len(output.outputs[0].token_ids) for output in outputs)
+        print(ANSWER, json.dumps(turn), flush=True)
+
+
+def bare_sampling(config: RunConfig, phase: Phase, seed: int) -> Any:
+    """What the pipeline asks of vLLM, without what its engine's answers over Ray need."""
+    from vllm import SamplingParams
+
+    settings = config.generation.brainstorm if phase == "brainstorm" else config.generation.respond
+    return SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens,
+        stop=list(STOP),
+        seed=seed,
+    )
 
 
 if __name__ == "__main__":

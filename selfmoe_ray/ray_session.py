@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from selfmoe_ray import processes
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.scheduling import patient_children
 
 # Ray copies a job's working directory to a folder of this name, which goes away with the cluster.
 UPLOADED_WORKING_DIR = "_ray_pkg_"
+# In the environment of all processes of a local cluster: a value of that cluster's own.
+CLUSTER = "SELFMOE_RAY_CLUSTER"
+# What a local cluster's processes have to end by themselves.
+_GRACE_SECONDS = 10
 
 
 @contextmanager
@@ -34,8 +40,9 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     # Workers do the work here: without this they stand back for Ray's own processes.
     os.environ.setdefault("RAY_worker_niceness", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    mark = uuid.uuid4().hex
     try:
-        with nullcontext() if "RAY_ADDRESS" in os.environ else patient_children():
+        with nullcontext() if "RAY_ADDRESS" in os.environ else _local_cluster(mark):
             ray.init(
                 address=os.environ.get("RAY_ADDRESS", "local"),
                 # On a cluster of our own nobody looks at it.
@@ -54,6 +61,19 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        # A worker of Ray now and then hangs while it ends; on a cluster that is not ours its node minds it.
+        processes.end(CLUSTER, mark, _GRACE_SECONDS)
+
+
+@contextmanager
+def _local_cluster(mark: str) -> Iterator[None]:
+    """What starts meanwhile carries the mark, and lets computation go first."""
+    os.environ[CLUSTER] = mark
+    try:
+        with patient_children():
+            yield
+    finally:
+        del os.environ[CLUSTER]
 
 
 def check_root(root: str) -> None:

@@ -149,7 +149,7 @@ class DomainState:
         # A margin of about one standard deviation: another wave costs more than a few completions.
         wanted = math.ceil((self.missing + math.sqrt(self.missing)) / respond_yield)
         to_answer = list(self._unanswered.values())[:wanted]
-        parts = list(self._respond_parts(wave, to_answer))
+        parts = list(self.respond_parts(wave, to_answer))
         lacking = (wanted - len(to_answer)) * respond_yield
         if len(self._rounds) < self.config.max_rounds and len(to_answer) < wanted:
             parts += self._brainstorm_parts(wave, self._count_to_brainstorm(wave, lacking, respond_yield))
@@ -177,7 +177,8 @@ class DomainState:
         text = prompts.brainstorm_prompt(self.domain, shown)
         return Prompt(id, text, prompts.sampling_seed(self.seed, "brainstorm", id))
 
-    def _respond_parts(self, wave: int, tasks: Sequence[Instruction]) -> Iterator[Part]:
+    def respond_parts(self, wave: int, tasks: Sequence[Instruction]) -> Iterator[Part]:
+        """Prompts that ask for these tasks' responses, with the seeds that this wave shows."""
         count = self.config.respond.seeds_in_context
         shown = prompts.draw_seeds(self.shown, count, self.seed, "respond", self.domain.name, wave)
         prefix = prompts.respond_prefix(self.domain, shown)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 from multiprocessing import shared_memory
 from pathlib import Path
+
+from selfmoe_ray import processes
 
 SERVER_PID = "MIXSE_SERVER_PID"
 # Set for a server whose own code does not call `claim`, such as an actor of Ray Data; any text, by which
@@ -62,20 +63,8 @@ def sweep() -> list[str]:
 
 def sweep_after(claim: str, seconds: float) -> list[str]:
     """`sweep` once no process of this machine has this value of `CLAIM`, or after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while _has_process(f"{CLAIM}={claim}".encode()) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    processes.wait_for_end(CLAIM, claim, seconds)
     return sweep()
-
-
-def _has_process(variable: bytes) -> bool:
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if variable in path.read_bytes().split(b"\0"):
-                return True
-        except OSError:
-            continue
-    return False
 
 
 def _is_hexadecimal(text: str) -> bool:

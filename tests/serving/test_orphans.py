@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from selfmoe_ray import processes
 from selfmoe_ray.serving import orphans
 
 SERVER = """
@@ -86,7 +87,7 @@ def test_a_sweep_waits_for_the_processes_of_its_claim() -> None:
     waiting = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
     with subprocess.Popen(waiting, stdout=subprocess.PIPE, env=environment) as engine:
         assert engine.stdout is not None and engine.stdout.readline()
-        assert orphans._has_process(f"{orphans.CLAIM}=one".encode())
-        assert not orphans._has_process(f"{orphans.CLAIM}=on".encode())
+        assert processes.with_variable(orphans.CLAIM, "one") == [engine.pid]
+        assert not processes.with_variable(orphans.CLAIM, "on")
         engine.kill()
     orphans.sweep_after("one", seconds=600)

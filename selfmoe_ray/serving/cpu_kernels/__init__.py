@@ -1,1 +1,1 @@
-"""A mixture's gates and experts on a CPU as two functions of C++, built on first use on each machine."""
+"""What a CPU engine computes in C++, built on first use on each machine: a mixture's gates and experts, top-p."""

@@ -1,4 +1,4 @@
-"""Compiles `kernels.cpp` for this machine, once, and loads it."""
+"""Compiles the C++ files of this folder for this machine, once, and loads them as one library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from selfmoe_ray.gguf import cache_root
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("mixture.cpp", "top_p.cpp"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 _OPENMP = re.compile(r"/\S*lib(?:iomp5|gomp|omp)[^/\s]*\.so[\d.]*$")
 _LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def load_library() -> ctypes.CDLL | None:
         ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(_compiled()))
     except (OSError, LookupError, subprocess.SubprocessError) as error:
-        _LOG.warning("the mixture's CPU kernels are not in use, which makes it slower: %s", _reason(error))
+        _LOG.warning("selfmoe_ray's CPU kernels are not in use, which makes this engine slower: %s", _reason(error))
         return None
 
 
@@ -57,7 +57,9 @@ def _compiled() -> Path:
     if compiler is None:
         raise LookupError(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')})")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    depends = "\n".join([SOURCE.read_text(), *FLAGS, version, platform.machine(), _cpu_features()])
+    depends = "\n".join(
+        [*(source.read_text() for source in SOURCES), *FLAGS, version, platform.machine(), _cpu_features()]
+    )
     path = cache_root() / "kernels" / f"{hashlib.sha256(depends.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +71,11 @@ def _compiled() -> Path:
 
 def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        built, whole = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+        objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
+        whole = Path(scratch) / "kernels.so"
+        commands = [[*FLAGS, "-c", str(source), "-o", built] for source, built in zip(SOURCES, objects, strict=True)]
         # Two steps: linking with -fopenmp would name the compiler's own runtime.
-        for command in ([*FLAGS, "-c", str(SOURCE), "-o", str(built)], ["-shared", str(built), "-o", str(whole)]):
+        for command in (*commands, ["-shared", *objects, "-o", str(whole)]):
             subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
         whole.replace(path)
 

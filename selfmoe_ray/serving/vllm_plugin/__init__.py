@@ -12,6 +12,8 @@ requests of the same gate.
 
 from __future__ import annotations
 
+import os
+
 ARCHITECTURE_PREFIX = "Mixse"
 
 
@@ -20,7 +22,9 @@ def register() -> None:
     from vllm import ModelRegistry
 
     from selfmoe_ray import scheduling
+    from selfmoe_ray.generation.engines import FAST_TOP_P
     from selfmoe_ray.serving import orphans
+    from selfmoe_ray.serving.cpu_kernels import top_p
     from selfmoe_ray.serving.shared_weights import loader
     from selfmoe_ray.serving.vllm_plugin import compatibility, config, requests
 
@@ -34,4 +38,6 @@ def register() -> None:
     config.register(bases)
     if compatibility.problem() is None:
         requests.install()
+        if os.environ.get(FAST_TOP_P):
+            top_p.install()
         loader.register()

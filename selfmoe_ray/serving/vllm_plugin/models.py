@@ -15,7 +15,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import ROUTER_WEIGHTS
 from selfmoe_ray.mixture.decoder import ROUTER_READS
-from selfmoe_ray.serving.cpu_kernels.ops import cpu_kernels
+from selfmoe_ray.serving.cpu_kernels.mixture import cpu_kernels
 from selfmoe_ray.serving.vllm_plugin import ARCHITECTURE_PREFIX, requests
 from selfmoe_ray.serving.vllm_plugin.checkpoint import MixseCheckpoint, Place, read_checkpoint
 from selfmoe_ray.serving.vllm_plugin.experts import MixtureLinearMethod, StackedExperts

@@ -10,6 +10,7 @@ import numpy as np
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.generation.engines import FINAL_ONLY_KEY
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.serving.cpu_kernels import top_p
 from selfmoe_ray.serving.vllm_plugin import seeds, traced
 from selfmoe_ray.serving.vllm_plugin.gates import RowGate, parse_gate
 from selfmoe_ray.serving.vllm_plugin.trace import requested_level
@@ -39,7 +40,7 @@ def install() -> None:
 
 
 def install_in_worker(vllm_config: Any) -> None:
-    """In a worker with the V1 model runner: fill the gate buffers before each forward pass.
+    """In a worker with the V1 model runner: fill the gate buffers before each forward pass; sample fast on a CPU.
 
     The V2 runner asks the model itself (`MixseModelState`).
     """
@@ -49,6 +50,7 @@ def install_in_worker(vllm_config: Any) -> None:
         _wrap(GPUModelRunner, "_prepare_inputs", _write_gates)
         if vllm_config.device_config.device_type == "cpu":
             _wrap(GPUModelRunner, "sample_tokens", seeds.sample_tokens)
+            top_p.install()
 
 
 def _wrap(cls: type, method: str, wrapper: Any) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selfmoe_ray.mixture.spec import MixtureSpec
-from selfmoe_ray.serving.cpu_kernels.ops import Kernels
+from selfmoe_ray.serving.cpu_kernels.mixture import Kernels
 from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
 from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 

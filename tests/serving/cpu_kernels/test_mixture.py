@@ -1,17 +1,15 @@
-"""The CPU kernels against the same sums in torch."""
+"""The mixture's CPU kernels against the same sums in torch."""
 
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from selfmoe_ray.mixture.gate import top_k
-from selfmoe_ray.serving.cpu_kernels import build
-from selfmoe_ray.serving.cpu_kernels.ops import Kernels, cpu_kernels
+from selfmoe_ray.serving.cpu_kernels.mixture import Kernels, cpu_kernels
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -112,25 +110,3 @@ def test_a_compiled_pass_has_the_same_sums(dtype: torch.dtype) -> None:
 def test_a_dtype_without_kernels_has_none() -> None:
     assert cpu_kernels(torch.float16, torch.device("cpu"), True) is None
     assert cpu_kernels(torch.float32, torch.device("meta"), True) is None
-
-
-def test_without_a_compiler_the_reason_is_logged(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("SELFMOE_RAY_CACHE", str(tmp_path))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert build.load_library.__wrapped__() is None
-    assert "there is no C++ compiler (no-such-compiler)" in caplog.text
-
-
-@needs_compiler
-def test_a_compiler_that_fails_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = tmp_path / "kernels.cpp"
-    source.write_text("this is no C++")
-    monkeypatch.setattr(build, "SOURCE", source)
-    monkeypatch.setenv("SELFMOE_RAY_CACHE", str(tmp_path / "cache"))
-    assert build.load_library.__wrapped__() is None
-    assert "kernels.cpp" in caplog.text
-    assert [path.suffix for path in (tmp_path / "cache" / "kernels").iterdir()] == [".lock"]
