@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+# "8/48", so many of so many; ASCII, as a job's log may be read anywhere.
+_COUNT = re.compile(r"(\d+)/(\d+)")
+_BAR_WIDTH = 6
 
 
 class Emit(Protocol):
@@ -46,7 +51,7 @@ class EventLog:
 
 
 def render(elapsed: float, kind: str, fields: dict[str, Any]) -> str:
-    """One terminal line: minutes:seconds, the stage, a message if any, then the fields."""
+    """One terminal line: minutes:seconds, the stage, a message if any, then the fields, counts with a bar."""
     shown = " ".join(f"{key}={_short(value)}" for key, value in fields.items() if key != "message")
     message = fields.get("message", "")
     clock = f"{int(elapsed) // 60:3d}:{int(elapsed) % 60:02d}"
@@ -54,4 +59,11 @@ def render(elapsed: float, kind: str, fields: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and (count := _COUNT.fullmatch(value)):
+        return f"{_bar(int(count[1]), int(count[2]))}{value}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _bar(done: int, total: int) -> str:
+    filled = _BAR_WIDTH * done // total if total else 0
+    return f"[{'#' * filled}{'-' * (_BAR_WIDTH - filled)}]"

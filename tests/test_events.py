@@ -17,3 +17,10 @@ def test_an_event_is_one_json_line_and_one_readable_line() -> None:
 
 def test_messages_come_first() -> None:
     assert render(75, "router", {"message": "begins"}) == "  1:15  router     begins"
+
+
+def test_counts_have_a_bar() -> None:
+    shown = render(0, "generate", {"message": "completions", "brainstorm.math": "24/48", "respond.math": "0/0"})
+    assert shown == "  0:00  generate   completions  brainstorm.math=[###---]24/48 respond.math=[------]0/0"
+    assert "step=[######]40/40" in render(0, "router", {"step": "40/40"})
+    assert "other=a/1" in render(0, "router", {"other": "a/1"})

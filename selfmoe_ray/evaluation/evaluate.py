@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -93,15 +94,19 @@ class Evaluation:
         for cell in self.unfinished:
             if not cell.missing:
                 self._finish(cell)
+        start, done = time.monotonic(), 0
+        left = sum(len(cell.missing) for cell in self.unfinished)
         for answers in answer(self._shards(shard_size)):
             cell = answers.shard.cell
             self._keep(answers)
+            done += len(answers.shard.items)
             self._emit(
                 "eval",
                 system=cell.system,
                 benchmark=cell.benchmark.benchmark.name,
                 items=f"{len(cell.done)}/{len(cell.benchmark.items)}",
                 items_per_second=round(len(answers.shard.items) / max(answers.seconds, 1e-3), 2),
+                seconds_left=round((time.monotonic() - start) * (left - done) / done),
             )
             if not cell.missing:
                 self._finish(cell)

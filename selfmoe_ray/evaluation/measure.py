@@ -46,8 +46,13 @@ def score(model: MixtureModel, batches: Sequence[Batch], system: str, gate: Gate
         now = time.monotonic()
         if done == len(batches) or now - shown > SECONDS_BETWEEN_EVENTS:
             shown = now
-            rate = round(tokens / (now - start), 1)
-            emit("measure", system=system, batches=f"{done}/{len(batches)}", tokens_per_second=rate)
+            emit(
+                "measure",
+                system=system,
+                batches=f"{done}/{len(batches)}",
+                tokens_per_second=round(tokens / (now - start), 1),
+                seconds_left=round((now - start) * (len(batches) - done) / done),
+            )
     return samples
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from selfmoe_ray.events import Emit
 from selfmoe_ray.generation.selection import Part
@@ -48,7 +49,7 @@ class Progress:
             self._total[_label(part.phase, part.domain)] += len(part.prompts)
         self._done: Counter[str] = Counter()
         self._reported = self._tokens = 0
-        self._since: tuple[float, int] | None = None
+        self._since: tuple[float, int, int] | None = None
         self._begun = self._last = time.monotonic()
 
     def add(self, completions: Iterable[Completion]) -> None:
@@ -57,7 +58,7 @@ class Progress:
             self._done[_label(completion.phase, completion.domain)] += 1
             self._tokens += completion.completion_tokens
         if self._since is None:
-            self._since = time.monotonic(), self._tokens
+            self._since = time.monotonic(), self._tokens, self._done.total()
 
     def report(self, is_last: bool = False) -> None:
         """Emit the counts and generated tokens a second where it is time to, or at the end."""
@@ -68,14 +69,18 @@ class Progress:
             return
         self._last = now
         if self._since is None:
-            self._emit("generate", message="engines are starting", seconds=round(now - self._begun))
+            self._emit("generate", message="waiting for the engines' first answers", seconds=round(now - self._begun))
             return
         # Measured from the first arrival on: what came with it took an unknown share of the start.
-        start, tokens = self._since
-        rate = (self._tokens - tokens) / max(now - start, 1e-9)
+        start, tokens, done = self._since
+        seconds = max(now - start, 1e-9)
         self._reported = self._done.total()
-        counts = {label: f"{self._done[label]}/{total}" for label, total in self._total.items()}
-        self._emit("generate", message="completions", **counts, tokens_per_second=round(rate, 1))
+        shown: dict[str, Any] = {label: f"{self._done[label]}/{total}" for label, total in self._total.items()}
+        shown["tokens_per_second"] = round((self._tokens - tokens) / seconds, 1)
+        if self._reported > done:
+            left = self._total.total() - self._reported
+            shown["seconds_left"] = round(left * seconds / (self._reported - done))
+        self._emit("generate", message="completions", **shown)
 
 
 def _label(phase: str, domain: str) -> str:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import yaml
 
+from selfmoe_ray.processes import with_variable
 from selfmoe_ray.run_dir import RunDir
 from tests.faults.chatty import save_chatty_model, save_domain
 from tests.faults.engine_faults import install_into
@@ -25,6 +27,7 @@ from tests.faults.engine_faults import install_into
 ROOT = Path(__file__).parents[2]
 DOMAINS = ("ant", "bee")
 STEP_SECONDS = 0.2
+MARK = "FAULT_SESSION"
 # What killed processes of OpenMP and joblib leave: a page each, which nothing but they can take away.
 OWN_SHM = ("__KMP_REGISTERED_LIB_", "sem.loky-")
 
@@ -52,10 +55,11 @@ def free_port() -> int:
 
 
 def find_processes(name: str) -> list[psutil.Process]:
-    """Living descendants of this process whose command line holds a name."""
+    """Living processes of this session's clusters, whoever their parent is by now, whose command line holds a name."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for pid in with_variable(MARK, os.environ[MARK]):
         try:
+            process = psutil.Process(pid)
             if name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.NoSuchProcess:
@@ -149,7 +153,7 @@ def cluster(s3_server: Any) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     # Nodes and jobs have this process's environment.
-    os.environ.update(s3_server.environment)
+    os.environ.update({**s3_server.environment, MARK: uuid.uuid4().hex})
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": free_port()}
     made = Cluster(initialize_head=True, head_node_args=head)
     made.add_node(num_cpus=1)

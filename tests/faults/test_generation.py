@@ -103,6 +103,30 @@ def test_a_node_that_goes_away_with_its_engine_is_not_missed(
     assert run.examples() == undisturbed
 
 
+def test_a_head_that_is_gone_is_not_missed_by_the_job_on_the_next_one(
+    make_run: Callable[[str], Run], undisturbed: Any, cluster: Any
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    run = make_run("head")
+    heads = [Cluster(initialize_head=True, head_node_args={"num_cpus": 1})]
+    try:
+        run.environment["RAY_ADDRESS"] = heads[0].address
+        job = in_the_midst(run)
+        finished = run.parts()
+        heads[0].remove_node(heads[0].head_node, allow_graceful=False)
+        job.kill()
+        job.wait()
+        wait_until(lambda: not engine_cores(), 60, "the end of the head's engines")
+        heads.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 1}))
+        run.environment["RAY_ADDRESS"] = heads[1].address
+        run.complete()
+    finally:
+        heads[-1].shutdown()
+    assert finished.items() <= run.parts().items(), "what was finished was not made again"
+    assert run.examples() == undisturbed
+
+
 def test_storage_that_refuses_writes_stops_the_run_until_it_takes_them(
     make_run: Callable[[str], Run], undisturbed: Any
 ) -> None:

@@ -3,6 +3,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
+from selfmoe_ray.generation import assembly
 from selfmoe_ray.generation.assembly import PartAssembler, Progress
 from selfmoe_ray.generation.selection import Part, Prompt
 from selfmoe_ray.records import Completion, Phase
@@ -59,3 +62,19 @@ def test_the_last_report_counts_each_phase_and_domain() -> None:
     assert events[0]["brainstorm.math"] == "0/5"
     assert events[0]["respond.math"] == "5/6"
     assert events[0]["brainstorm.coding"] == "0/4"
+
+
+def test_a_report_tells_the_seconds_left_once_there_is_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(assembly.time, "monotonic", lambda: now)
+    events: list[dict[str, Any]] = []
+    progress = Progress(PARTS, lambda kind, **fields: events.append(fields))
+    now = 20.0
+    progress.report()
+    progress.add(completions_of(PARTS[0]))
+    now = 30.0
+    progress.add(completions_of(PARTS[1]))
+    progress.report()
+    assert events[0]["message"] == "waiting for the engines' first answers"
+    # Five rows in the ten seconds since the first came, and five of fifteen are missing.
+    assert events[1]["seconds_left"] == 10
