@@ -22,6 +22,13 @@ export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 export UV_EXTRA_INDEX_URL=${UV_EXTRA_INDEX_URL:-${PIP_EXTRA_INDEX_URL:-}}
 export UV_INDEX_STRATEGY=unsafe-best-match
 
+# The lock's entries of these packages, with their hashes; with -v of all but these.
+entries() {
+    awk -v names=" ${*#-v} " -v invert="$([ "$1" = -v ] && echo 1 || echo 0)" '
+        /^[^ ]/ { split($1, part, "=="); chosen = (index(names, " " part[1] " ") > 0) != invert }
+        chosen' "$lock"
+}
+
 # The lock is complete and deliberately leaves some declared requirements out, hence --no-deps.
 install() {
     .venv/bin/uv pip install --python .venv/bin/python --no-deps "$@" || {
@@ -31,15 +38,19 @@ install() {
 }
 
 install_lock() {
-    echo "Set-up: installing $(wc -l <"$lock") packages from $lock into .venv (some minutes, once)"
+    echo "Set-up: installing $(grep -c == "$lock") packages from $lock into .venv (some minutes, once)"
     "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --no-deps "$(grep '^uv==' "$lock")"
-    grep -v '^deepspeed==' "$lock" >.venv/without-deepspeed.txt
-    install -r .venv/without-deepspeed.txt || fail \
+    entries uv >.venv/uv.txt
+    .venv/bin/python -m pip install --quiet --no-deps -r .venv/uv.txt
+    # By themselves: torch has no hashes where it comes from PyTorch's own index, and pip asks for all or none.
+    entries torch >.venv/torch.txt
+    entries deepspeed >.venv/deepspeed.txt
+    entries -v uv torch deepspeed >.venv/others.txt
+    { install -r .venv/torch.txt && install -r .venv/others.txt; } || fail \
         "Set-up: the packages of $lock could not be installed (see above)." \
         "If torch is the one not found: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index and run again."
     # deepspeed's build imports torch.
-    install --no-build-isolation "$(grep '^deepspeed==' "$lock")"
+    install --no-build-isolation -r .venv/deepspeed.txt
     touch "$complete"
 }
 

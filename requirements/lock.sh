@@ -4,12 +4,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 resolve() {
-    .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate \
+    .venv/bin/uv pip compile --quiet --upgrade --no-header --no-annotate --generate-hashes \
         --python-version 3.11 --python-platform x86_64-unknown-linux-gnu \
         --override requirements/overrides.txt "$@"
 }
 
 UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} resolve \
     --override requirements/overrides-cpu.txt requirements/cpu.in -o requirements/cpu.lock
+# PyTorch's CPU builds come from an index of their own, which does not tell the hashes of all of them.
+sed -i '/^torch==/,/[^\\]$/{s/ \\$//;/--hash=/d}' requirements/cpu.lock
 # Without extra places, where a CPU build of torch might count as newer.
 resolve requirements/cuda.in -o requirements/cuda.lock

@@ -22,6 +22,14 @@ def with_variable(name: str, value: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process has memory of its own; one that ends gives it up first, its environment with it."""
+    try:
+        return "\nVmSize:" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 def wait_for_end(name: str, value: str, seconds: float) -> list[int]:
     """`with_variable`, once that is empty or after so many seconds."""
     deadline = time.monotonic() + seconds

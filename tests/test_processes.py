@@ -37,3 +37,12 @@ def test_what_does_not_end_by_itself_is_killed(marked: subprocess.Popen[bytes]) 
     processes.end(NAME, "one", grace_seconds=0.3)
     assert marked.wait(timeout=5) == -signal.SIGKILL
     processes.end(NAME, "one", grace_seconds=600)
+
+
+def test_a_process_is_alive_until_it_ends_whether_or_not_anyone_waits_for_it(marked: subprocess.Popen[bytes]) -> None:
+    assert processes.is_alive(marked.pid) and processes.is_alive(os.getpid())
+    marked.kill()
+    processes.wait_for_end(NAME, "one", seconds=600)
+    assert not processes.is_alive(marked.pid), "it is a zombie now"
+    marked.wait()
+    assert not processes.is_alive(marked.pid)

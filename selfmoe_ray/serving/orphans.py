@@ -55,7 +55,7 @@ def sweep() -> list[str]:
     gone = []
     for path in SHARED_MEMORY.glob(f"{SEGMENT}*_*"):
         server = path.name.removeprefix(SEGMENT).split("_")[0]
-        if _is_hexadecimal(server) and not _is_alive(int(server, 16)):
+        if _is_hexadecimal(server) and not processes.is_alive(int(server, 16)):
             path.unlink(missing_ok=True)
             gone.append(path.name)
     return gone
@@ -69,14 +69,6 @@ def sweep_after(claim: str, seconds: float) -> list[str]:
 
 def _is_hexadecimal(text: str) -> bool:
     return bool(text) and set(text) <= set("0123456789abcdef")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
 
 
 def _end_with(handle: int) -> None:
