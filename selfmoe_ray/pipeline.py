@@ -14,6 +14,7 @@ from selfmoe_ray.events import Emit, EventLog, to_all
 from selfmoe_ray.generation.filters import check_response, check_task
 from selfmoe_ray.generation.generate import stage_settings
 from selfmoe_ray.provenance import provenance
+from selfmoe_ray.ray_energy import cluster_joules
 from selfmoe_ray.ray_metrics import RayMetrics
 from selfmoe_ray.ray_plan import plan_on_paper, prepare_cluster
 from selfmoe_ray.ray_session import check_root, ray_session
@@ -187,7 +188,7 @@ def run(config: RunConfig, redo: str | None = None, last: str | None = None, ver
             with tracked(config.trackers, settings, run_dir) as trackers, ray_session(verbose):
                 emit = to_all([log, RayMetrics(config.run_name), *trackers])
                 prepare_cluster(config, context.names, context.base, [stage.name for stage in todo], emit)
-                run_stages(todo, replace(context, emit=emit))
+                run_stages(todo, replace(context, emit=emit), cluster_joules)
     if last in (None, STAGES[-1].name):
         print(closing(run_dir))
     return run_dir.storage.path()

@@ -29,6 +29,8 @@ def scalars(kind: str, fields: dict[str, Any]) -> Iterator[Scalar]:
         yield Scalar("stage_running", float(message == "begins"), {"stage": kind})
     if message == "finished":
         yield Scalar("stage_seconds", fields["seconds"], {"stage": kind})
+        if "joules" in fields:
+            yield Scalar("stage_joules", fields["joules"], {"stage": kind})
     if message == "wave done":
         yield from _of_wave(fields)
     if "tokens_per_second" in fields:

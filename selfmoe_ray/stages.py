@@ -10,6 +10,7 @@ from typing import Any
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
+from selfmoe_ray.energy import consumed
 from selfmoe_ray.events import Emit
 from selfmoe_ray.run_dir import RunDir
 
@@ -75,10 +76,16 @@ def delete_from(stages: Sequence[Stage], context: Context, name: str) -> None:
             context.run_dir.storage.delete(folder)
 
 
-def run_stages(stages: Sequence[Stage], context: Context) -> None:
-    """Run stages in order, each with its beginning, end and seconds on record."""
+def run_stages(stages: Sequence[Stage], context: Context, read_joules: Callable[[], dict[str, float]] = dict) -> None:
+    """Run stages in order, each with its beginning, end and seconds on record, and its energy where devices tell.
+
+    read_joules: what each machine's devices have consumed so far. It counts all that they do, so that other jobs
+    on them count too.
+    """
     for stage in stages:
         context.emit(stage.name, message="begins")
-        start = time.monotonic()
+        start, before = time.monotonic(), read_joules()
         stage.run(context)
-        context.emit(stage.name, message="finished", seconds=round(time.monotonic() - start, 1))
+        joules = consumed(before, read_joules())
+        energy = {} if joules is None else {"joules": round(joules)}
+        context.emit(stage.name, message="finished", seconds=round(time.monotonic() - start, 1), **energy)
