@@ -91,3 +91,17 @@ class TestInVllm:
         monkeypatch.setattr(top_p, "load_library", lambda: None)
         logits, p = torch.randn(2, 50), torch.tensor([0.5, 0.9])
         torch.testing.assert_close(apply(logits.clone(), None, p), original(logits.clone(), None, p), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("asked", [True, False])
+    def test_the_plugin_installs_it_for_engines_that_ask(self, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = pytest.importorskip("vllm.v1.sample.ops.topk_topp_sampler")
+        from selfmoe_ray.generation.engines import FAST_TOP_P
+        from selfmoe_ray.serving.vllm_plugin import register
+
+        original = module.apply_top_k_top_p_pytorch
+        monkeypatch.setattr(module, "apply_top_k_top_p_pytorch", original)
+        monkeypatch.delenv(FAST_TOP_P, raising=False)
+        if asked:
+            monkeypatch.setenv(FAST_TOP_P, "1")
+        register()
+        assert (module.apply_top_k_top_p_pytorch is not original) == asked
