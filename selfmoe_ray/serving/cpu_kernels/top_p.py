@@ -20,8 +20,9 @@ from selfmoe_ray.serving.cpu_kernels.build import load_library
 def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     """logits [rows, vocabulary] float32, minus infinity for tokens outside the top p [rows] float32.
 
-    In place where rows lie one after the other, else in a copy. As vLLM has it: from the least likely on, tokens go as long as their probabilities together stay within 1 - p,
-    and one always stays. A row with p = 1 is left as it is. The library must be there (`load_library`).
+    In place where rows lie one after the other, else in a copy. As vLLM has it: from the least likely on, tokens go
+    as long as their probabilities together stay within 1 - p, and one always stays. A row with p = 1 is left as it
+    is. The library must be there (`load_library`).
     """
     logits = logits.contiguous()
     rows, vocabulary = logits.shape
