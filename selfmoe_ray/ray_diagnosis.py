@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from selfmoe_ray.errors import UserError
 ANSWER_SECONDS = 120
 # Long enough to fetch a large model.
 RESOLVE_SECONDS = 4 * 3600
+_NODE_DEATH_SECONDS = 30
 
 
 def diagnose_cluster(root: str) -> Iterator[Finding]:
@@ -66,22 +68,45 @@ def resolve_on_nodes(base: BaseModel, trust_remote_code: bool) -> None:
 
 
 def ask_every_node(function: Callable[..., Any], *arguments: Any, seconds: float) -> Iterator[tuple[str, Any]]:
-    """(host, its answer) of a function that every living node runs; a failure is its last line, a str."""
+    """(host, its answer) of a function that every living node runs; a failure is its last line, a str.
+
+    A node that goes away meanwhile is none of them.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ask: Any = ray.remote(num_cpus=0)(function)
-    hosts = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            hosts[ask.options(scheduling_strategy=there).remote(*arguments)] = node["NodeManagerHostname"]
-    ready, late = ray.wait(list(hosts), num_returns=len(hosts), timeout=seconds)
+    hosts = _living_nodes()
+    asked = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments): node
+        for node in hosts
+    }
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
     for answer in ready:
+        node = asked[answer]
         try:
-            yield hosts[answer], ray.get(answer)
+            yield hosts[node], ray.get(answer)
         except ray.exceptions.RayError as error:
-            yield hosts[answer], str(error).strip().splitlines()[-1]
+            raised = isinstance(error, ray.exceptions.RayTaskError)
+            if raised or not _goes_away(node):
+                yield hosts[node], str(error).strip().splitlines()[-1]
     for answer in late:
         ray.cancel(answer, force=True)
-        yield hosts[answer], f"no answer in {seconds:g} s"
+        yield hosts[asked[answer]], f"no answer in {seconds:g} s"
+
+
+def _goes_away(node: str) -> bool:
+    """Whether a node on which a task was lost is declared dead in the time that Ray takes to see it."""
+    deadline = time.monotonic() + _NODE_DEATH_SECONDS
+    while node in _living_nodes():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _living_nodes() -> dict[str, str]:
+    """Host names by node id."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from selfmoe_ray.base_model import BaseModel, resolve
 from selfmoe_ray.config import ClusterResources
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.ray_cluster import read_cluster, wait_for_devices
-from selfmoe_ray.ray_diagnosis import require_healthy_nodes, resolve_on_nodes
+from selfmoe_ray.ray_diagnosis import ask_every_node, require_healthy_nodes, resolve_on_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +37,18 @@ def test_every_node_is_asked(cluster: Any, tmp_path: Path) -> None:
     nodes = require_healthy_nodes(str(tmp_path))
     assert len(nodes) == 2 and not list(tmp_path.iterdir())
     assert sorted(read_cluster().node_cpus) == [1, 2] and min(read_cluster().node_memory) > 0
+
+
+def sleep_a_while() -> str:
+    time.sleep(4)
+    return "awake"
+
+
+def test_a_node_that_goes_away_while_it_is_asked_is_none_of_them(cluster: Any) -> None:
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    Timer(2, cluster.remove_node, [node], {"allow_graceful": False}).start()
+    assert [answer for _, answer in ask_every_node(sleep_a_while, seconds=60)] == ["awake"] * 2
 
 
 def test_a_root_that_nodes_cannot_write_is_refused(cluster: Any, tmp_path: Path) -> None:
