@@ -29,8 +29,8 @@ def held(storage: Storage) -> Iterator[None]:
     """Hold the lease of the run in `storage` until the block ends.
 
     Raises UserError where another job holds it. That of a job which is gone is taken: at once where it ran on
-    this machine, else after it was seen not to renew it. No two machines' clocks are compared. KeyboardInterrupt
-    in the main thread ends a job whose lease was taken.
+    this machine, else after it was seen not to renew it. No two machines' clocks are compared. A job whose lease
+    was taken gets SIGTERM, as one that is stopped.
     """
     mine = {"owner": uuid.uuid4().hex, "process": _process(), "renewals": 0}
     found = _read(storage)
@@ -59,8 +59,9 @@ def _renew(storage: Storage, mine: dict[str, Any], ended: threading.Event) -> No
         # Storage that refuses for a while is the run's to report, at its next write.
         with suppress(OSError, UserError):
             if not _is_mine(storage, mine):
-                # Another took the run for abandoned: two must not write it.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                # Another took the run for abandoned: two must not write it. Not SIGINT, which a job that a
+                # shell began in the background ignores.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 return
             storage.write_json(LOCK, mine)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +90,22 @@ def test_a_lock_cut_short_holds_nobody(storage: Storage) -> None:
         pass
 
 
-def test_a_job_whose_run_was_taken_ends_and_leaves_the_lease(storage: Storage) -> None:
+@pytest.fixture
+def job_in_the_background() -> Iterator[None]:
+    """SIGTERM as `command.run_command` has it, and no SIGINT, as a shell leaves it to what it begins with `&`."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_job_whose_run_was_taken_ends_and_leaves_the_lease(storage: Storage, job_in_the_background: None) -> None:
     other = {"owner": "other", "process": ["another machine", 1, "1"], "renewals": 0}
     with pytest.raises(KeyboardInterrupt), held(storage):
         for _ in range(100):
