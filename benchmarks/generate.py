@@ -30,7 +30,6 @@ from selfmoe_ray.config import RunConfig, parse_config
 from selfmoe_ray.domains.domain import builtin_names, load_domains
 from selfmoe_ray.events import silent
 from selfmoe_ray.generation.engines import EnginePlan, Pool, engine_kwargs, env_vars, plan_engines
-from selfmoe_ray.generation.prompts import STOP
 from selfmoe_ray.generation.selection import DomainState, Part
 from selfmoe_ray.records import Instruction, Phase
 
@@ -181,7 +180,9 @@ def bare_engine(settings: dict[str, Any], environment: dict[str, str]) -> Iterat
 
 def serve_bare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Runs every repeat that stdin asks for through `vllm.LLM.generate`."""
-    from vllm import LLM
+    from vllm import LLM, SamplingParams
+
+    from selfmoe_ray.generation.ray_pool import sampling_params
 
     config, base = make_config(arguments.prompts), resolve(arguments.base)
     tokenizer = load_tokenizer(base.path)
@@ -191,26 +192,13 @@ def serve_bare(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         for phase in PHASES:
             prompts = [prompt for part in make_parts(config, int(line), phase) for prompt in part.prompts]
             tokens = tokenizer([prompt.text for prompt in prompts])["input_ids"]
-            parameters = [bare_sampling(config, phase, prompt.seed) for prompt in prompts]
+            sampling = sampling_params(config.generation, phase)
+            parameters = [SamplingParams(**sampling, seed=prompt.seed) for prompt in prompts]
             start = time.perf_counter()
             outputs = engine.generate([{"prompt_token_ids": each} for each in tokens], parameters, use_tqdm=False)
             seconds = time.perf_counter() - start
             turn[phase] = seconds, sum(len(output.outputs[0].token_ids) for output in outputs)
         print(ANSWER, json.dumps(turn), flush=True)
-
-
-def bare_sampling(config: RunConfig, phase: Phase, seed: int) -> Any:
-    """What the pipeline asks of vLLM, without what its engine's answers over Ray need."""
-    from vllm import SamplingParams
-
-    settings = config.generation.brainstorm if phase == "brainstorm" else config.generation.respond
-    return SamplingParams(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_tokens=settings.max_tokens,
-        stop=list(STOP),
-        seed=seed,
-    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ install_lock() {
     "$python" -m venv --clear .venv
     entries uv >.venv/uv.txt
     .venv/bin/python -m pip install --quiet --no-deps -r .venv/uv.txt
-    # By themselves: torch has no hashes where it comes from PyTorch's own index, and pip asks for all or none.
+    # By themselves: torch's CPU build has no hash in the lock, and pip asks for all or none.
     entries torch >.venv/torch.txt
     entries deepspeed >.venv/deepspeed.txt
     entries -v uv torch deepspeed >.venv/others.txt

@@ -11,7 +11,7 @@ resolve() {
 
 UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} resolve \
     --override requirements/overrides-cpu.txt requirements/cpu.in -o requirements/cpu.lock
-# PyTorch's CPU builds come from an index of their own, which does not tell the hashes of all of them.
+# PyTorch's CPU build is found outside the index, perhaps for one version of Python only: its hash would bind to that.
 sed -i '/^torch==/,/[^\\]$/{s/ \\$//;/--hash=/d}' requirements/cpu.lock
 # Without extra places, where a CPU build of torch might count as newer.
 resolve requirements/cuda.in -o requirements/cuda.lock

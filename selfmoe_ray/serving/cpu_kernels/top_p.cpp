@@ -1,4 +1,4 @@
-// Top-p filtering of logits on a CPU in three passes over a row, where sorting the vocabulary takes tens.
+// Top-p filtering of logits on a CPU in a few passes over a row, without sorting the vocabulary.
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 """Top-p sampling without sorting the vocabulary, for vLLM's CPU engines.
 
-vLLM sorts every row of logits, which for a small model takes longer than its forward pass: with 64 requests and
-49,152 tokens 125 ms against 6 ms on two cores. The tokens that stay are the same.
+vLLM sorts every row of logits at every step: 64 rows of 49,152 tokens take 125 ms on two cores, here 6 ms. The
+tokens that stay are the same, but for rounding where their sum meets p.
 """
 
 from __future__ import annotations
