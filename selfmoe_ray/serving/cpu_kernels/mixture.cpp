@@ -19,6 +19,8 @@ namespace {
 constexpr int64_t kTokensForThreads = 8;
 // Tokens that share what the cache holds of an expert before the next part of the layer takes its place.
 constexpr int64_t kBlock = 16;
+// Outputs whose part of an expert's B stays in the innermost cache while a block's tokens use it.
+constexpr int64_t kTile = 256;
 
 struct BFloat16 {
   uint16_t bits;
@@ -53,6 +55,18 @@ struct Experts {
   int64_t parts, experts, rank, inputs, outputs;
 };
 
+// A layer's router. Each row of `logits` may be the same row of `before`.
+struct Router {
+  const float* theta;    // [experts, width]
+  const float* before;   // [tokens, experts], or null
+  const int32_t* k;      // [tokens]
+  const float* weights;  // [tokens, experts]
+  float* logits;         // [tokens, experts]
+  float* gates;          // [tokens, experts], rows gates_stride apart
+  int64_t gates_stride, experts, width;
+  float alpha, beta;
+};
+
 namespace {
 
 template <typename T>
@@ -75,10 +89,10 @@ inline void make_pairs(const float* low, int64_t count, Pair* to, const float*) 
   for (int64_t q = 0; q < count; ++q) to[q] = {low[2 * q], low[2 * q + 1]};
 }
 
-// y[o] += sum over q of factors[q].first * rows[q][o, 0] + factors[q].second * rows[q][o, 1].
+// y[o] += sum over q of factors[q].first * rows[q][o, 0] + factors[q].second * rows[q][o, 1], for o in [o, end).
 template <typename T>
-void add_rows(const T* const* rows, const Pair* factors, int64_t count, int64_t width, T* y) {
-  for (int64_t o = 0; o < width; ++o) {
+void add_rows(const T* const* rows, const Pair* factors, int64_t count, int64_t o, int64_t end, T* y) {
+  for (; o < end; ++o) {
     float sum = to_float(y[o]);
     for (int64_t q = 0; q < count; ++q)
       sum += factors[q].first * to_float(rows[q][2 * o]) + factors[q].second * to_float(rows[q][2 * o + 1]);
@@ -147,10 +161,10 @@ void dots(const BFloat16* rows, const BFloat16* x, int64_t inputs, int64_t rank,
   for (; j < rank; ++j) dots_block<1>(rows + j * inputs, x, inputs, low + j);
 }
 
-void add_rows(const BFloat16* const* rows, const int32_t* factors, int64_t count, int64_t width, BFloat16* y) {
+void add_rows(const BFloat16* const* rows, const int32_t* factors, int64_t count, int64_t o, int64_t end,
+              BFloat16* y) {
   constexpr int kBlocks = 4;
-  int64_t o = 0;
-  for (; o + 16 * kBlocks <= width; o += 16 * kBlocks) {
+  for (; o + 16 * kBlocks <= end; o += 16 * kBlocks) {
     __m512 sums[kBlocks];
 #pragma GCC unroll 4
     for (int j = 0; j < kBlocks; ++j) sums[j] = widen(_mm256_loadu_si256((const __m256i*)(y + o + 16 * j)));
@@ -164,9 +178,9 @@ void add_rows(const BFloat16* const* rows, const int32_t* factors, int64_t count
     for (int j = 0; j < kBlocks; ++j)
       _mm256_storeu_si256((__m256i*)(y + o + 16 * j), (__m256i)_mm512_cvtneps_pbh(sums[j]));
   }
-  for (; o < width; o += 16) {
-    const __mmask16 mask = width - o >= 16 ? __mmask16(-1) : __mmask16((1 << (width - o)) - 1);
-    const __mmask32 pair_mask = lanes32(2 * (width - o));
+  for (; o < end; o += 16) {
+    const __mmask16 mask = end - o >= 16 ? __mmask16(-1) : __mmask16((1 << (end - o)) - 1);
+    const __mmask32 pair_mask = lanes32(2 * (end - o));
     __m512 sum = widen(_mm256_maskz_loadu_epi16(mask, y + o));
     for (int64_t q = 0; q < count; ++q)
       sum = _mm512_dpbf16_ps(sum, load_pairs(rows[q] + 2 * o, pair_mask), (__m512bh)_mm512_set1_epi32(factors[q]));
@@ -199,39 +213,54 @@ std::vector<int64_t> by_expert(const float* gates, int64_t gates_stride, int64_t
   return order;
 }
 
+// What a token adds to a part of the layer: rows of B, in pairs, and their factors; returns how many.
+template <typename T>
+int64_t gather(const Experts& layer, int64_t part, int64_t first, const T* x, const float* gate, float* low,
+               const T** rows, typename PairOf<T>::type* factors) {
+  const int64_t pairs_each = layer.rank / 2;
+  int64_t count = 0;
+  for (int64_t e = 0; e < layer.experts; ++e) {
+    if (gate[e] == 0) continue;
+    float* mine = low + 2 * count;
+    const T* a = static_cast<const T*>(layer.a) + (part * layer.experts + e) * layer.rank * layer.inputs;
+    dots(a, x, layer.inputs, layer.rank, mine);
+    for (int64_t j = 0; j < layer.rank; ++j) mine[j] *= gate[e];
+    const T* b = static_cast<const T*>(layer.b) + 2 * (e * pairs_each * layer.outputs + first);
+    for (int64_t q = 0; q < pairs_each; ++q) rows[count++] = b + 2 * q * layer.outputs;
+  }
+  make_pairs(low, count, factors, static_cast<const T*>(nullptr));
+  return count;
+}
+
 template <typename T>
 void add_experts(const Experts& layer, const T* x, int64_t x_stride, const float* gates, int64_t gates_stride, T* y,
                  int64_t tokens) {
-  const int64_t pairs_each = layer.rank / 2;
+  const int64_t most = layer.experts * layer.rank / 2;
   const std::vector<int64_t> order = by_expert(gates, gates_stride, layer.experts, tokens);
 #pragma omp parallel if (tokens >= kTokensForThreads)
   {
-    std::vector<float> low(layer.experts * layer.rank);
-    std::vector<const T*> rows(layer.experts * pairs_each);
-    std::vector<typename PairOf<T>::type> factors(layer.experts * pairs_each);
+    int64_t counts[kBlock];
+    std::vector<float> low(2 * most);
+    std::vector<const T*> rows(kBlock * most);
+    std::vector<typename PairOf<T>::type> factors(kBlock * most);
 #pragma omp for schedule(static)
     for (int64_t begin = 0; begin < tokens; begin += kBlock) {
+      const int64_t size = std::min(kBlock, tokens - begin);
       int64_t first = 0;
       for (int64_t part = 0; part < layer.parts; ++part) {
-        const int64_t end = layer.part_ends[part];
-        for (int64_t i = begin; i < std::min(begin + kBlock, tokens); ++i) {
-          const int64_t t = order[i];
-          const float* gate = gates + t * gates_stride;
-          int64_t count = 0;
-          for (int64_t e = 0; e < layer.experts; ++e) {
-            if (gate[e] == 0) continue;
-            float* mine = low.data() + 2 * count;
-            const T* a = static_cast<const T*>(layer.a) + (part * layer.experts + e) * layer.rank * layer.inputs;
-            dots(a, x + t * x_stride, layer.inputs, layer.rank, mine);
-            for (int64_t j = 0; j < layer.rank; ++j) mine[j] *= gate[e];
-            const T* b = static_cast<const T*>(layer.b) + 2 * (e * pairs_each * layer.outputs + first);
-            for (int64_t q = 0; q < pairs_each; ++q) rows[count++] = b + 2 * q * layer.outputs;
-          }
-          if (count == 0) continue;
-          make_pairs(low.data(), count, factors.data(), static_cast<const T*>(nullptr));
-          add_rows(rows.data(), factors.data(), count, end - first, y + t * layer.outputs + first);
+        const int64_t width = layer.part_ends[part] - first;
+        for (int64_t i = 0; i < size; ++i) {
+          const int64_t t = order[begin + i];
+          counts[i] = gather(layer, part, first, x + t * x_stride, gates + t * gates_stride, low.data(),
+                             rows.data() + i * most, factors.data() + i * most);
         }
-        first = end;
+        for (int64_t o = 0; o < width; o += kTile)
+          for (int64_t i = 0; i < size; ++i) {
+            T* to = y + order[begin + i] * layer.outputs + first;
+            if (counts[i])
+              add_rows(rows.data() + i * most, factors.data() + i * most, counts[i], o, std::min(o + kTile, width), to);
+          }
+        first += width;
       }
     }
   }
@@ -257,41 +286,38 @@ void select(const float* p, int64_t experts, int64_t k, const float* weights, fl
 }
 
 template <typename T>
-void route(const T* hidden, int64_t hidden_stride, const float* theta, const float* before, float alpha, float beta,
-           const int32_t* k, const float* weights, float* logits, float* gates, int64_t experts, int64_t width,
-           int64_t tokens) {
+void route(const Router& router, const T* hidden, int64_t hidden_stride, int64_t tokens) {
+  const int64_t experts = router.experts, width = router.width;
 #pragma omp parallel if (tokens >= kTokensForThreads)
   {
     std::vector<float> p(experts), wide(width);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t i = 0; i < width; ++i) wide[i] = to_float(hidden[t * hidden_stride + i]);
-      float* mine = logits + t * experts;
-      dots(theta, wide.data(), width, experts, mine);
+      dots(router.theta, wide.data(), width, experts, p.data());
+      float* logits = router.logits + t * experts;
+      const float* before = router.before ? router.before + t * experts : nullptr;
       float largest = -INFINITY, sum = 0;
       for (int64_t e = 0; e < experts; ++e) {
-        mine[e] = alpha * mine[e] + (before ? beta * before[t * experts + e] : 0);
-        largest = std::max(largest, mine[e]);
+        logits[e] = router.alpha * p[e] + (before ? router.beta * before[e] : 0);
+        largest = std::max(largest, logits[e]);
       }
-      for (int64_t e = 0; e < experts; ++e) sum += p[e] = std::exp(mine[e] - largest);
+      for (int64_t e = 0; e < experts; ++e) sum += p[e] = std::exp(logits[e] - largest);
       for (int64_t e = 0; e < experts; ++e) p[e] /= sum;
-      select(p.data(), experts, k[t], weights + t * experts, gates + t * experts);
+      select(p.data(), experts, router.k[t], router.weights + t * experts, router.gates + t * router.gates_stride);
     }
   }
 }
 
 }  // namespace
 
-#define EXPORT(SUFFIX, TYPE)                                                                                        \
-  extern "C" void add_experts_##SUFFIX(const Experts* layer, const TYPE* x, int64_t x_stride, const float* gates,   \
-                                       int64_t gates_stride, TYPE* y, int64_t tokens) {                             \
-    add_experts<TYPE>(*layer, x, x_stride, gates, gates_stride, y, tokens);                                         \
-  }                                                                                                                 \
-  extern "C" void route_##SUFFIX(const TYPE* hidden, int64_t hidden_stride, const float* theta, const float* before, \
-                                 float alpha, float beta, const int32_t* k, const float* weights, float* logits,    \
-                                 float* gates, int64_t experts, int64_t width, int64_t tokens) {                    \
-    route<TYPE>(hidden, hidden_stride, theta, before, alpha, beta, k, weights, logits, gates, experts, width,       \
-                tokens);                                                                                            \
+#define EXPORT(SUFFIX, TYPE)                                                                                      \
+  extern "C" void add_experts_##SUFFIX(const Experts* layer, const TYPE* x, int64_t x_stride, const float* gates, \
+                                       int64_t gates_stride, TYPE* y, int64_t tokens) {                           \
+    add_experts<TYPE>(*layer, x, x_stride, gates, gates_stride, y, tokens);                                       \
+  }                                                                                                               \
+  extern "C" void route_##SUFFIX(const Router* router, const TYPE* hidden, int64_t hidden_stride, int64_t tokens) { \
+    route<TYPE>(*router, hidden, hidden_stride, tokens);                                                          \
   }
 
 EXPORT(float32, float)

@@ -19,6 +19,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.serving.cpu_kernels.mixture import BoundExperts, BoundRouter
 from selfmoe_ray.serving.vllm_plugin.routing import Routing
 
 # Up to this rank, one product with a block-diagonal B beats one product a part: small ones cost by
@@ -126,9 +127,10 @@ class MixtureLinearMethod(LinearMethodBase):
     """A layer's own method, plus its experts; module names stay, so the base's weights load as ever.
 
     theta [n, hidden] float32 on the layer whose input the router reads. Where the routing has kernels,
-    they add the experts. Elsewhere the experts are dense products, and with `merge` a block-diagonal
-    B_cat becomes more columns of the layer's own weight, so that W x + B_cat low is one product of the
-    concatenated inputs; without, that weight stays as it was loaded, and can be shared with others.
+    they add the experts; in an eager engine they are bound to the model's tensors. Elsewhere the experts
+    are dense products, and with `merge` a block-diagonal B_cat becomes more columns of the layer's own
+    weight, so that W x + B_cat low is one product of the concatenated inputs; without, that weight stays
+    as it was loaded, and can be shared with others.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class MixtureLinearMethod(LinearMethodBase):
         self.theta = theta
         self.merge = merge
         self.last = False
+        self.bound: tuple[BoundRouter | None, BoundExperts] | None = None
         self.supports_pre_processed_weights = base.supports_pre_processed_weights
 
     def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -149,7 +152,11 @@ class MixtureLinearMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """As the base's; the experts take the form that `apply` reads."""
         if self.routing.kernels:
-            layer.mixse_experts = KernelExperts(layer.mixse_experts)
+            layer.mixse_experts = experts = KernelExperts(layer.mixse_experts)
+            if self.routing.is_eager:
+                router = None if self.theta is None else self.routing.bind(self.layer, self.theta)
+                gates = self.routing.trace.gates[self.layer]
+                self.bound = router, BoundExperts(experts.a, experts.b, experts.part_ends, gates)
         elif self.merge:
             merged = torch.cat([layer.weight.data, layer.mixse_experts.up[0].weight.data], dim=1)
             layer.weight = nn.Parameter(merged, requires_grad=False)
@@ -158,6 +165,8 @@ class MixtureLinearMethod(LinearMethodBase):
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[tokens, in] -> [tokens, out], as the layer's own method plus the experts."""
+        if self.bound is not None:
+            return self._apply_bound(self.bound, layer, x, bias)
         if self.theta is not None:
             self.routing.read(self.layer, x, self.theta)
         gates = self.routing.gates
@@ -174,6 +183,16 @@ class MixtureLinearMethod(LinearMethodBase):
                 y = self.base.apply(layer, x, bias) + layer.mixse_experts.expand(gated)
         if self.last:
             self.routing.end()
+        return y
+
+    def _apply_bound(
+        self, bound: tuple[BoundRouter | None, BoundExperts], layer: nn.Module, x: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        router, add_experts = bound
+        if router is not None:
+            router(x)
+        y = self.base.apply(layer, x, bias)
+        add_experts(y, x)
         return y
 
 

@@ -70,11 +70,11 @@ class VllmMixture:
         self.checkpoint = checkpoint
         self.spec = checkpoint.spec
         self.gates = TokenGates(self.spec, max_tokens)
-        self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts))
         self.packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         parts = max(map(len, self.packed.values()), default=1)
         dtype, is_eager = vllm_config.model_config.dtype, _is_eager(vllm_config)
-        kernels = cpu_kernels(dtype, self.gates.k.device, is_eager)
+        self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts), is_eager)
+        kernels = cpu_kernels(dtype, self.gates.k.device)
         self.routing = Routing(self.spec, self.gates, self.trace, parts, dtype, is_eager, kernels)
         self.owns_weights = vllm_config.load_config.load_format in OWN_WEIGHTS
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}

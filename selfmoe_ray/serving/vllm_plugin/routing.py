@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selfmoe_ray.mixture.spec import MixtureSpec
-from selfmoe_ray.serving.cpu_kernels.mixture import Kernels
+from selfmoe_ray.serving.cpu_kernels.mixture import BoundRouter, Kernels
 from selfmoe_ray.serving.vllm_plugin.gates import TokenGates
 from selfmoe_ray.serving.vllm_plugin.trace import GateTrace
 
@@ -42,18 +42,16 @@ class Routing:
         self.rows = rows
         self.trace = trace
         self.lower = torch.ones(num_experts, num_experts, dtype=torch.bool).tril(-1)
+        # The logits of a pass with bound kernels, at a fixed address: [max_tokens, n].
+        self.running = torch.zeros_like(rows.weights)
         self.logits: Tensor | None = None
         self.gates: Tensor | None = None
         self.of_layers: list[Tensor] = []
 
     def read(self, layer: int, hidden: Tensor, theta: Tensor) -> None:
         """Set a layer's gates from what its q_proj reads [tokens, hidden]; theta [n, hidden]."""
-        router = self.spec.router
-        before, alpha, beta = None, router.tau, 0.0
-        if layer and router.accumulate:
-            # tau times the mean over the layers so far; kept as a mean, it is one operation a layer.
-            depth = layer + 1
-            before, alpha, beta = self.logits, router.tau / depth, layer / depth
+        alpha, beta = self._mean(layer)
+        before = self.logits if beta else None
         if self.kernels:
             k, weights = self.rows.read(len(hidden))
             self.logits, gates = self.kernels.route(hidden, theta, before, alpha, beta, k, weights)
@@ -64,6 +62,24 @@ class Routing:
             # Once a layer, for all of its linears.
             self.gates = self._spread(gates.to(hidden.dtype))
         self.of_layers = [*self.of_layers, gates] if layer else [gates]
+
+    def bind(self, layer: int, theta: Tensor) -> BoundRouter:
+        """`read` for eager passes with kernels: it writes where the trace reads, which are the linears' gates too."""
+        alpha, beta = self._mean(layer)
+        before = self.running if beta else None
+        gates = self.trace.gates[layer]
+        return BoundRouter(
+            theta, before, alpha, beta, self.rows.k, self.rows.weights, self.running, gates, self.spread.dtype
+        )
+
+    def _mean(self, layer: int) -> tuple[float, float]:
+        """The factors of a layer's own logits and of the logits before it."""
+        router = self.spec.router
+        if not (layer and router.accumulate):
+            return router.tau, 0.0
+        # tau times the mean over the layers so far; kept as a mean, it is one operation a layer.
+        depth = layer + 1
+        return router.tau / depth, layer / depth
 
     def _select(self, probabilities: Tensor) -> Tensor:
         """Each row's gate: its top k, and its constant weights elsewhere, both [tokens, n]."""

@@ -72,14 +72,19 @@ class GateTrace:
 
     gates [layers, max_tokens, n] float32 is written by the pass, tokens first in memory, so that the
     part that a batch fills is contiguous whatever its size: a compiled graph would otherwise be bound
-    to the size it was compiled with. It is read when the next batch is prepared, or when someone asks:
+    to the size it was compiled with. In an eager engine layers come first, as there the linears read their
+    layer's gates out of it. It is read when the next batch is prepared, or when someone asks:
     the pass itself stays one graph without a branch, and only requests that ask for their routing cost
     a copy.
     """
 
-    def __init__(self, num_layers: int, max_tokens: int, num_experts: int):
-        self._buffer = torch.zeros(max_tokens, num_layers, num_experts, dtype=torch.float32)
-        self.gates = self._buffer.transpose(0, 1)
+    def __init__(self, num_layers: int, max_tokens: int, num_experts: int, is_eager: bool = False):
+        if is_eager:
+            self.gates = torch.zeros(num_layers, max_tokens, num_experts, dtype=torch.float32)
+            self._buffer = self.gates.transpose(0, 1)
+        else:
+            self._buffer = torch.zeros(max_tokens, num_layers, num_experts, dtype=torch.float32)
+            self.gates = self._buffer.transpose(0, 1)
         self.totals = RoutingTotals(num_experts, self.gates.device)
         self.traces: dict[str, Trace] = {}
         self._tokens = 0

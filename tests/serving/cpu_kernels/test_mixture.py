@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from selfmoe_ray.mixture.gate import top_k
-from selfmoe_ray.serving.cpu_kernels.mixture import Kernels, cpu_kernels
+from selfmoe_ray.serving.cpu_kernels.mixture import BoundExperts, BoundRouter, Kernels, cpu_kernels
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -17,15 +19,34 @@ TOKENS = pytest.mark.parametrize("tokens", [0, 1, 40], ids=["none", "one thread"
 N = 5
 
 
-@pytest.fixture(params=["eager", "compiled"])
-def is_eager(request: pytest.FixtureRequest) -> bool:
-    return request.param == "eager"
-
-
-def kernels(dtype: torch.dtype, is_eager: bool) -> Kernels:
-    found = cpu_kernels(dtype, torch.device("cpu"), is_eager)
+def operations(dtype: torch.dtype) -> Kernels:
+    found = cpu_kernels(dtype, torch.device("cpu"))
     assert found is not None
     return found
+
+
+def bound_route(hidden: Tensor, theta: Tensor, before: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    """As the operation, in place, with gates that lie apart."""
+    alpha, beta, k, weights = rest
+    logits = torch.empty(len(hidden), N) if before is None else before.clone()
+    gates = torch.empty(len(hidden), 3, N)[:, 1]
+    where = None if before is None else logits
+    BoundRouter(theta, where, alpha, beta, k, weights, logits, gates, hidden.dtype)(hidden)
+    return logits, gates
+
+
+def bound_add_experts(y: Tensor, x: Tensor, gates: Tensor, *layer: Tensor) -> None:
+    """As the operation, with gates that lie apart."""
+    apart = torch.stack([torch.zeros_like(gates), gates], dim=1)[:, 1]
+    BoundExperts(*layer, apart)(y, x)
+
+
+@pytest.fixture(params=["bound", "operations"])
+def kernels_of(request: pytest.FixtureRequest) -> Callable[[torch.dtype], Kernels]:
+    """Both ways to call them, for a dtype."""
+    if request.param == "bound":
+        return lambda _: Kernels(bound_route, bound_add_experts)
+    return operations
 
 
 def gates_like(tokens: int, kind: str) -> Tensor:
@@ -39,7 +60,7 @@ def gates_like(tokens: int, kind: str) -> Tensor:
 @pytest.mark.parametrize("kind", ["none", "top 2", "all"])
 @pytest.mark.parametrize("rank", [2, 8, 10])
 def test_experts_add_their_gated_products(
-    dtype: torch.dtype, tokens: int, kind: str, rank: int, is_eager: bool
+    dtype: torch.dtype, tokens: int, kind: str, rank: int, kernels_of: Callable[[torch.dtype], Kernels]
 ) -> None:
     torch.manual_seed(0)
     inputs, outputs = 72, [32, 17, 50]
@@ -54,7 +75,7 @@ def test_experts_add_their_gated_products(
         delta = torch.einsum("tn,nri,ti,nro->to", gates.double(), low, x.double(), up)
         expected[:, first : first + outputs[part]] += delta
     pairs = b.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
-    kernels(dtype, is_eager).add_experts(y, x, gates, a, pairs, torch.tensor(outputs).cumsum(0))
+    kernels_of(dtype).add_experts(y, x, gates, a, pairs, torch.tensor(outputs).cumsum(0))
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -63,13 +84,15 @@ def test_experts_add_their_gated_products(
 @DTYPES
 @TOKENS
 @pytest.mark.parametrize("is_first", [True, False], ids=["first layer", "later layer"])
-def test_the_router_gives_each_token_its_top_k(dtype: torch.dtype, tokens: int, is_first: bool, is_eager: bool) -> None:
+def test_the_router_gives_each_token_its_top_k(
+    dtype: torch.dtype, tokens: int, is_first: bool, kernels_of: Callable[[torch.dtype], Kernels]
+) -> None:
     torch.manual_seed(0)
     hidden, theta = torch.randn(tokens, 70).to(dtype), torch.randn(N, 70)
     before = None if is_first else torch.randn(tokens, N)
     k = torch.arange(tokens, dtype=torch.int32)[:, None] % (N + 2)
     weights = torch.rand(tokens, N)
-    logits, gates = kernels(dtype, is_eager).route(hidden, theta, before, 0.5, 0.25, k, weights)
+    logits, gates = kernels_of(dtype).route(hidden, theta, before, 0.5, 0.25, k, weights)
     wanted = 0.5 * hidden.float() @ theta.t() + (0 if before is None else 0.25 * before)
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
     for row, probabilities in enumerate(torch.softmax(logits, -1)):
@@ -80,7 +103,7 @@ def test_the_router_gives_each_token_its_top_k(dtype: torch.dtype, tokens: int, 
 
 @needs_compiler
 def test_of_equal_experts_the_first_k_are_taken() -> None:
-    route = kernels(torch.float32, True).route
+    route = operations(torch.float32).route
     k = torch.tensor([[1], [3]], dtype=torch.int32)
     _, gates = route(torch.ones(2, 4), torch.zeros(N, 4), None, 1.0, 0.0, k, torch.zeros(2, N))
     assert (gates > 0).tolist() == [[True, False, False, False, False], [True, True, True, False, False]]
@@ -94,19 +117,27 @@ def test_a_compiled_pass_has_the_same_sums(dtype: torch.dtype) -> None:
     theta, k, weights = torch.randn(N, 32), torch.ones(9, 1, dtype=torch.int32), torch.zeros(9, N)
     x, w, ends = torch.randn(9, 32).to(dtype), torch.randn(48, 32).to(dtype), torch.tensor([48])
 
-    def layer(x: Tensor, operations: Kernels) -> Tensor:
-        _, gates = operations.route(x, theta, None, 1.0, 0.0, k, weights)
+    def layer(x: Tensor, kernels: Kernels) -> Tensor:
+        _, gates = kernels.route(x, theta, None, 1.0, 0.0, k, weights)
         y = x @ w.t()
-        operations.add_experts(y, x, gates, a, b, ends)
+        kernels.add_experts(y, x, gates, a, b, ends)
         return y * 2
 
-    operations = kernels(dtype, False)
+    registered = operations(dtype)
     # A graph that the kernels bound to nine tokens would be refused.
     torch._dynamo.mark_dynamic(x, 0)
-    compiled = torch.compile(lambda x: layer(x, operations), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), layer(x, kernels(dtype, True)))
+    compiled = torch.compile(lambda x: layer(x, registered), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x, Kernels(bound_route, bound_add_experts)))
 
 
 def test_a_dtype_without_kernels_has_none() -> None:
-    assert cpu_kernels(torch.float16, torch.device("cpu"), True) is None
-    assert cpu_kernels(torch.float32, torch.device("meta"), True) is None
+    assert cpu_kernels(torch.float16, torch.device("cpu")) is None
+    assert cpu_kernels(torch.float32, torch.device("meta")) is None
+
+
+@needs_compiler
+def test_a_pass_with_more_tokens_than_there_are_rows_is_refused() -> None:
+    k, weights, theta = torch.ones(2, 1, dtype=torch.int32), torch.zeros(2, N), torch.zeros(N, 4)
+    router = BoundRouter(theta, None, 1.0, 0.0, k, weights, weights.clone(), weights.clone(), torch.float32)
+    with pytest.raises(ValueError, match="3 tokens in a pass; there is room for 2"):
+        router(torch.ones(3, 4))
