@@ -20,7 +20,11 @@ constexpr int64_t kTokensForThreads = 8;
 // Tokens that share what the cache holds of an expert before the next part of the layer takes its place.
 constexpr int64_t kBlock = 16;
 // Outputs whose part of an expert's B stays in the innermost cache while a block's tokens use it.
-constexpr int64_t kTile = 256;
+constexpr int64_t kTile = 1024;
+// Tokens with the same experts that are computed together: so many share what is loaded of an expert.
+constexpr int kGroup = 4;
+// Tokens that are put in order together.
+constexpr int64_t kWindow = 256;
 
 struct BFloat16 {
   uint16_t bits;
@@ -69,15 +73,17 @@ struct Router {
 
 namespace {
 
-template <typename T>
-void dots(const T* rows, const T* x, int64_t inputs, int64_t rank, float* low) {
-  for (int64_t j = 0; j < rank; ++j) {
-    float sum = 0;
-    const T* row = rows + j * inputs;
+// low[m][j] = rows[j] . x[m] for M tokens.
+template <int M, typename T>
+void dots(const T* rows, const T* const* x, int64_t inputs, int64_t rank, float* const* low) {
+  for (int m = 0; m < M; ++m)
+    for (int64_t j = 0; j < rank; ++j) {
+      float sum = 0;
+      const T* row = rows + j * inputs;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < inputs; ++i) sum += to_float(row[i]) * to_float(x[i]);
-    low[j] = sum;
-  }
+      for (int64_t i = 0; i < inputs; ++i) sum += to_float(row[i]) * to_float(x[m][i]);
+      low[m][j] = sum;
+    }
 }
 
 // Two neighbouring factors as `add_rows` reads them.
@@ -89,15 +95,19 @@ inline void make_pairs(const float* low, int64_t count, Pair* to, const float*) 
   for (int64_t q = 0; q < count; ++q) to[q] = {low[2 * q], low[2 * q + 1]};
 }
 
-// y[o] += sum over q of factors[q].first * rows[q][o, 0] + factors[q].second * rows[q][o, 1], for o in [o, end).
-template <typename T>
-void add_rows(const T* const* rows, const Pair* factors, int64_t count, int64_t o, int64_t end, T* y) {
-  for (; o < end; ++o) {
-    float sum = to_float(y[o]);
-    for (int64_t q = 0; q < count; ++q)
-      sum += factors[q].first * to_float(rows[q][2 * o]) + factors[q].second * to_float(rows[q][2 * o + 1]);
-    store(y + o, sum);
-  }
+// y[m][o] += sum over q of factors[m][q].first * rows[q][o, 0] + factors[m][q].second * rows[q][o, 1], for M tokens
+// and the outputs from o to end.
+template <int M, typename T>
+void add_rows(const T* const* rows, const Pair* const* factors, int64_t count, int64_t o, int64_t end, T* const* y) {
+  for (; o < end; ++o)
+    for (int m = 0; m < M; ++m) {
+      float sum = to_float(y[m][o]);
+      for (int64_t q = 0; q < count; ++q) {
+        const Pair factor = factors[m][q];
+        sum += factor.first * to_float(rows[q][2 * o]) + factor.second * to_float(rows[q][2 * o + 1]);
+      }
+      store(y[m] + o, sum);
+    }
 }
 
 #ifndef __AVX512BF16__
@@ -133,58 +143,76 @@ inline __m512 widen(__m256i values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
 
-template <int N>
-void dots_block(const BFloat16* rows, const BFloat16* x, int64_t inputs, float* low) {
-  __m512 sums[N];
+// M tokens by R rows in registers: what is loaded of either is used by all of the other.
+template <int M, int R>
+void dots_block(const BFloat16* rows, const BFloat16* const* x, int64_t inputs, float* const* low, int64_t first) {
+  __m512 sums[M][R];
 #pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) sums[j] = _mm512_setzero_ps();
-  int64_t i = 0;
-  for (; i + 32 <= inputs; i += 32) {
-    const __m512bh input = load_pairs(x + i);
+  for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], load_pairs(rows + j * inputs + i), input);
-  }
-  if (i < inputs) {
+    for (int j = 0; j < R; ++j) sums[m][j] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < inputs; i += 32) {
     const __mmask32 mask = lanes32(inputs - i);
-    const __m512bh input = load_pairs(x + i, mask);
+    __m512bh input[M];
 #pragma GCC unroll 8
-    for (int j = 0; j < N; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], load_pairs(rows + j * inputs + i, mask), input);
+    for (int m = 0; m < M; ++m) input[m] = load_pairs(x[m] + i, mask);
+#pragma GCC unroll 8
+    for (int j = 0; j < R; ++j) {
+      const __m512bh row = load_pairs(rows + (first + j) * inputs + i, mask);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], row, input[m]);
+    }
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < N; ++j) low[j] = _mm512_reduce_add_ps(sums[j]);
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int j = 0; j < R; ++j) low[m][first + j] = _mm512_reduce_add_ps(sums[m][j]);
 }
 
-template <>
-void dots(const BFloat16* rows, const BFloat16* x, int64_t inputs, int64_t rank, float* low) {
+template <int M>
+void dots(const BFloat16* rows, const BFloat16* const* x, int64_t inputs, int64_t rank, float* const* low) {
+  constexpr int kRows = M == 1 ? 8 : 4;
   int64_t j = 0;
-  for (; j + 8 <= rank; j += 8) dots_block<8>(rows + j * inputs, x, inputs, low + j);
-  for (; j < rank; ++j) dots_block<1>(rows + j * inputs, x, inputs, low + j);
+  for (; j + kRows <= rank; j += kRows) dots_block<M, kRows>(rows, x, inputs, low, j);
+  for (; j < rank; ++j) dots_block<M, 1>(rows, x, inputs, low, j);
 }
 
-void add_rows(const BFloat16* const* rows, const int32_t* factors, int64_t count, int64_t o, int64_t end,
-              BFloat16* y) {
+template <int M>
+void add_rows(const BFloat16* const* rows, const int32_t* const* factors, int64_t count, int64_t o, int64_t end,
+              BFloat16* const* y) {
   constexpr int kBlocks = 4;
   for (; o + 16 * kBlocks <= end; o += 16 * kBlocks) {
-    __m512 sums[kBlocks];
+    __m512 sums[M][kBlocks];
 #pragma GCC unroll 4
-    for (int j = 0; j < kBlocks; ++j) sums[j] = widen(_mm256_loadu_si256((const __m256i*)(y + o + 16 * j)));
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int j = 0; j < kBlocks; ++j) sums[m][j] = widen(_mm256_loadu_si256((const __m256i*)(y[m] + o + 16 * j)));
     for (int64_t q = 0; q < count; ++q) {
-      const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors[q]);
+      __m512bh row[kBlocks];
 #pragma GCC unroll 4
-      for (int j = 0; j < kBlocks; ++j)
-        sums[j] = _mm512_dpbf16_ps(sums[j], load_pairs(rows[q] + 2 * (o + 16 * j)), factor);
+      for (int j = 0; j < kBlocks; ++j) row[j] = load_pairs(rows[q] + 2 * (o + 16 * j));
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) {
+        const __m512bh factor = (__m512bh)_mm512_set1_epi32(factors[m][q]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kBlocks; ++j) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], row[j], factor);
+      }
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < kBlocks; ++j)
-      _mm256_storeu_si256((__m256i*)(y + o + 16 * j), (__m256i)_mm512_cvtneps_pbh(sums[j]));
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int j = 0; j < kBlocks; ++j)
+        _mm256_storeu_si256((__m256i*)(y[m] + o + 16 * j), (__m256i)_mm512_cvtneps_pbh(sums[m][j]));
   }
   for (; o < end; o += 16) {
     const __mmask16 mask = end - o >= 16 ? __mmask16(-1) : __mmask16((1 << (end - o)) - 1);
     const __mmask32 pair_mask = lanes32(2 * (end - o));
-    __m512 sum = widen(_mm256_maskz_loadu_epi16(mask, y + o));
-    for (int64_t q = 0; q < count; ++q)
-      sum = _mm512_dpbf16_ps(sum, load_pairs(rows[q] + 2 * o, pair_mask), (__m512bh)_mm512_set1_epi32(factors[q]));
-    _mm256_mask_storeu_epi16(y + o, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+    for (int m = 0; m < M; ++m) {
+      __m512 sum = widen(_mm256_maskz_loadu_epi16(mask, y[m] + o));
+      for (int64_t q = 0; q < count; ++q)
+        sum = _mm512_dpbf16_ps(sum, load_pairs(rows[q] + 2 * o, pair_mask), (__m512bh)_mm512_set1_epi32(factors[m][q]));
+      _mm256_mask_storeu_epi16(y[m] + o, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+    }
   }
 }
 
@@ -200,69 +228,126 @@ struct PairOf<BFloat16> {
   using type = BFloat16Pair;
 };
 
-// Token rows in the order of their first gated expert, so that neighbours find its rows in the cache.
+// Token rows in the order of their first gated expert, so that neighbours find its rows in the cache; window by
+// window, so that what they add to lies close together.
 std::vector<int64_t> by_expert(const float* gates, int64_t gates_stride, int64_t experts, int64_t tokens) {
-  std::vector<int64_t> first(tokens), start(experts + 2, 0), order(tokens);
-  for (int64_t t = 0; t < tokens; ++t) {
-    const float* gate = gates + t * gates_stride;
-    first[t] = std::find_if(gate, gate + experts, [](float g) { return g != 0; }) - gate;
-    ++start[first[t] + 1];
+  std::vector<int64_t> first(tokens), start(experts + 2), order(tokens);
+  for (int64_t begin = 0; begin < tokens; begin += kWindow) {
+    const int64_t end = std::min(begin + kWindow, tokens);
+    std::fill(start.begin(), start.end(), 0);
+    for (int64_t t = begin; t < end; ++t) {
+      const float* gate = gates + t * gates_stride;
+      first[t] = std::find_if(gate, gate + experts, [](float g) { return g != 0; }) - gate;
+      ++start[first[t] + 1];
+    }
+    std::partial_sum(start.begin(), start.end(), start.begin());
+    for (int64_t t = begin; t < end; ++t) order[begin + start[first[t]]++] = t;
   }
-  std::partial_sum(start.begin(), start.end(), start.begin());
-  for (int64_t t = 0; t < tokens; ++t) order[start[first[t]]++] = t;
   return order;
 }
 
-// What a token adds to a part of the layer: rows of B, in pairs, and their factors; returns how many.
-template <typename T>
-int64_t gather(const Experts& layer, int64_t part, int64_t first, const T* x, const float* gate, float* low,
-               const T** rows, typename PairOf<T>::type* factors) {
-  const int64_t pairs_each = layer.rank / 2;
-  int64_t count = 0;
-  for (int64_t e = 0; e < layer.experts; ++e) {
-    if (gate[e] == 0) continue;
-    float* mine = low + 2 * count;
-    const T* a = static_cast<const T*>(layer.a) + (part * layer.experts + e) * layer.rank * layer.inputs;
-    dots(a, x, layer.inputs, layer.rank, mine);
-    for (int64_t j = 0; j < layer.rank; ++j) mine[j] *= gate[e];
-    const T* b = static_cast<const T*>(layer.b) + 2 * (e * pairs_each * layer.outputs + first);
-    for (int64_t q = 0; q < pairs_each; ++q) rows[count++] = b + 2 * q * layer.outputs;
-  }
-  make_pairs(low, count, factors, static_cast<const T*>(nullptr));
-  return count;
+bool same_experts(const float* gate, const float* other, int64_t experts) {
+  return std::equal(gate, gate + experts, other, [](float g, float h) { return (g != 0) == (h != 0); });
 }
+
+// The experts of up to kBlock tokens, `tokens` of them, on one thread.
+template <typename T>
+class Block {
+  using PairType = typename PairOf<T>::type;
+
+ public:
+  Block(const Experts& layer, const T* x, int64_t x_stride, const float* gates, int64_t gates_stride, T* y)
+      : layer_(layer), x_(x), x_stride_(x_stride), gates_(gates), gates_stride_(gates_stride), y_(y),
+        most_(layer.experts * layer.rank / 2), low_(kGroup * 2 * most_), rows_(kBlock * most_),
+        factors_(kBlock * most_) {}
+
+  void add(const int64_t* tokens, int64_t size) {
+    tokens_ = tokens;
+    for (int64_t i = 0; i < size; i += sizes_[i]) sizes_[i] = group_size(i, size);
+    int64_t first = 0;
+    for (int64_t part = 0; part < layer_.parts; ++part) {
+      const int64_t width = layer_.part_ends[part] - first;
+      for (int64_t i = 0; i < size; i += sizes_[i])
+        counts_[i] = sizes_[i] == kGroup ? gather<kGroup>(i, part, first) : gather<1>(i, part, first);
+      for (int64_t o = 0; o < width; o += kTile)
+        for (int64_t i = 0; i < size; i += sizes_[i]) {
+          const int64_t end = std::min(o + kTile, width);
+          if (counts_[i] == 0) continue;
+          sizes_[i] == kGroup ? scatter<kGroup>(i, first, o, end) : scatter<1>(i, first, o, end);
+        }
+      first += width;
+    }
+  }
+
+ private:
+  const float* gate(int64_t i) const { return gates_ + tokens_[i] * gates_stride_; }
+
+  // Tokens from i on that are computed together: they have the same experts.
+  int64_t group_size(int64_t i, int64_t size) const {
+    if (i + kGroup > size) return 1;
+    for (int64_t m = 1; m < kGroup; ++m)
+      if (!same_experts(gate(i), gate(i + m), layer_.experts)) return 1;
+    return kGroup;
+  }
+
+  // Fills in what a group adds to a part: rows of B, in pairs, and each token's factors; returns how many.
+  template <int M>
+  int64_t gather(int64_t i, int64_t part, int64_t first) {
+    const int64_t pairs_each = layer_.rank / 2;
+    const T* x[M];
+    float* low[M];
+    int64_t count = 0;
+    for (int m = 0; m < M; ++m) x[m] = x_ + tokens_[i + m] * x_stride_;
+    for (int64_t e = 0; e < layer_.experts; ++e) {
+      if (gate(i)[e] == 0) continue;
+      for (int m = 0; m < M; ++m) low[m] = low_.data() + 2 * (m * most_ + count);
+      const T* a = static_cast<const T*>(layer_.a) + (part * layer_.experts + e) * layer_.rank * layer_.inputs;
+      dots<M>(a, x, layer_.inputs, layer_.rank, low);
+      for (int m = 0; m < M; ++m)
+        for (int64_t j = 0; j < layer_.rank; ++j) low[m][j] *= gate(i + m)[e];
+      const T* b = static_cast<const T*>(layer_.b) + 2 * (e * pairs_each * layer_.outputs + first);
+      for (int64_t q = 0; q < pairs_each; ++q) rows_[i * most_ + count++] = b + 2 * q * layer_.outputs;
+    }
+    for (int m = 0; m < M; ++m)
+      make_pairs(low_.data() + 2 * m * most_, count, &factors_[(i + m) * most_], static_cast<const T*>(nullptr));
+    return count;
+  }
+
+  template <int M>
+  void scatter(int64_t i, int64_t first, int64_t o, int64_t end) {
+    const PairType* factors[M];
+    T* y[M];
+    for (int m = 0; m < M; ++m) {
+      factors[m] = &factors_[(i + m) * most_];
+      y[m] = y_ + tokens_[i + m] * layer_.outputs + first;
+    }
+    add_rows<M>(&rows_[i * most_], factors, counts_[i], o, end, y);
+  }
+
+  const Experts& layer_;
+  const T* x_;
+  const int64_t x_stride_;
+  const float* gates_;
+  const int64_t gates_stride_;
+  T* y_;
+  const int64_t most_;
+  const int64_t* tokens_ = nullptr;
+  int64_t sizes_[kBlock], counts_[kBlock];
+  std::vector<float> low_;
+  std::vector<const T*> rows_;
+  std::vector<PairType> factors_;
+};
 
 template <typename T>
 void add_experts(const Experts& layer, const T* x, int64_t x_stride, const float* gates, int64_t gates_stride, T* y,
                  int64_t tokens) {
-  const int64_t most = layer.experts * layer.rank / 2;
   const std::vector<int64_t> order = by_expert(gates, gates_stride, layer.experts, tokens);
 #pragma omp parallel if (tokens >= kTokensForThreads)
   {
-    int64_t counts[kBlock];
-    std::vector<float> low(2 * most);
-    std::vector<const T*> rows(kBlock * most);
-    std::vector<typename PairOf<T>::type> factors(kBlock * most);
+    Block<T> block(layer, x, x_stride, gates, gates_stride, y);
 #pragma omp for schedule(static)
-    for (int64_t begin = 0; begin < tokens; begin += kBlock) {
-      const int64_t size = std::min(kBlock, tokens - begin);
-      int64_t first = 0;
-      for (int64_t part = 0; part < layer.parts; ++part) {
-        const int64_t width = layer.part_ends[part] - first;
-        for (int64_t i = 0; i < size; ++i) {
-          const int64_t t = order[begin + i];
-          counts[i] = gather(layer, part, first, x + t * x_stride, gates + t * gates_stride, low.data(),
-                             rows.data() + i * most, factors.data() + i * most);
-        }
-        for (int64_t o = 0; o < width; o += kTile)
-          for (int64_t i = 0; i < size; ++i) {
-            T* to = y + order[begin + i] * layer.outputs + first;
-            if (counts[i])
-              add_rows(rows.data() + i * most, factors.data() + i * most, counts[i], o, std::min(o + kTile, width), to);
-          }
-        first += width;
-      }
-    }
+    for (int64_t begin = 0; begin < tokens; begin += kBlock)
+      block.add(order.data() + begin, std::min(kBlock, tokens - begin));
   }
 }
 
@@ -294,7 +379,9 @@ void route(const Router& router, const T* hidden, int64_t hidden_stride, int64_t
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t i = 0; i < width; ++i) wide[i] = to_float(hidden[t * hidden_stride + i]);
-      dots(router.theta, wide.data(), width, experts, p.data());
+      const float* x = wide.data();
+      float* products = p.data();
+      dots<1>(router.theta, &x, width, experts, &products);
       float* logits = router.logits + t * experts;
       const float* before = router.before ? router.before + t * experts : nullptr;
       float largest = -INFINITY, sum = 0;
