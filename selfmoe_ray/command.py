@@ -7,11 +7,14 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from selfmoe_ray.errors import UserError
 
+# Ray kills a job three seconds after it told it to stop.
+_SECONDS_TO_STOP = 1.5
 STAGES = ("generate", "experts", "router", "mixse", "measure", "report")
 
 
@@ -39,12 +42,20 @@ def run_command(work: Callable[[], dict[str, Any]]) -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
         status, result = 2, {"status": "refused", "error": message.splitlines()[0]}
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on from here", file=sys.stderr)
-        status, result = 130, {"status": "stopped"}
+        _end_stopped()
     except Exception:
         import traceback
 
         traceback.print_exc()
+    _end(status, result)
+
+
+def _end_stopped() -> NoReturn:
+    print("stopped; run the same command again to go on from here", file=sys.stderr)
+    _end(130, {"status": "stopped"})
+
+
+def _end(status: int, result: dict[str, Any]) -> NoReturn:
     sys.stderr.flush()
     print(f"RESULT {json.dumps(result)}", flush=True)
     # Library threads (Ray, vLLM) must not hold up an exit that has nothing left to do.
@@ -52,6 +63,11 @@ def run_command(work: Callable[[], dict[str, Any]]) -> NoReturn:
 
 
 def _stop(signum: int, frame: Any) -> None:
+    if "RAY_ADDRESS" in os.environ:
+        # What a library holds up or swallows goes on without us: a driver's end is all that its cluster needs.
+        deadline = threading.Timer(_SECONDS_TO_STOP, _end_stopped)
+        deadline.daemon = True
+        deadline.start()
     raise KeyboardInterrupt
 
 

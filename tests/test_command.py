@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,44 @@ def test_dry_run_refuses_a_plan_that_does_not_fit(  # type: ignore[no-untyped-de
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "experts: does not fit into a device's memory" in done.stderr
     assert "what would fit: resources.training.micro_batch_size=1\n" in done.stderr
+
+
+STUBBORN = """
+import os, sys, time
+from selfmoe_ray.command import run_command
+
+def work():
+    print("at work", flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.1)
+        except KeyboardInterrupt:
+            if "GIVES_IN" in os.environ:
+                raise
+    return {"status": "done"}
+
+run_command(work)
+"""
+
+
+@pytest.mark.parametrize("kind", ["GIVES_IN", "RAY_ADDRESS"])
+def test_a_stopped_job_says_so_before_ray_kills_it(kind: str) -> None:
+    """Also where a library swallows the interruption, on a cluster that outlives the job."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {kind: "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "at work\n"
+        process.terminate()
+        said, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "run the same command again" in errors
+    assert json.loads(said.removeprefix("RESULT ")) == {"status": "stopped"}
 
 
 def test_help_and_config_load_no_heavy_library(tmp_path: Path) -> None:
