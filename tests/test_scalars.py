@@ -65,6 +65,27 @@ def test_a_tracker_that_cannot_work_says_what_it_needs(tmp_path: Path, monkeypat
         pass
 
 
+def test_a_tracker_that_fails_leaves_the_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tensorboardX
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no room")
+
+    with tracked(["tensorboard"], {}, RunDir(str(tmp_path), "run")) as emits:
+        monkeypatch.setattr(tensorboardX.SummaryWriter, "add_scalar", fail)
+        for emit in emits * 2:
+            emit("experts", **STEP)
+    assert capsys.readouterr().err == "trackers: tensorboard gets nothing more, events.jsonl has all: no room\n"
+    monkeypatch.setattr(tensorboardX, "SummaryWriter", fail)
+    with (
+        pytest.raises(UserError, match="tensorboard does not begin: no room"),
+        tracked(["tensorboard"], {}, RunDir(str(tmp_path), "run")),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_prometheus_finds_the_numbers() -> None:
     import ray
