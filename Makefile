@@ -45,7 +45,7 @@ lock: $(STAMP)
 
 # Known vulnerabilities among the locked packages; asks a public database.
 audit: $(STAMP)
-	.venv/bin/uv tool run pip-audit --disable-pip --no-deps -r $(LOCK)
+	requirements/audit.sh $(LOCK)
 
 $(STAMP):
 	PYTHON=$(PYTHON) requirements/install.sh $(DEVICE)
