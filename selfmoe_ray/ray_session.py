@@ -11,7 +11,6 @@ from typing import Any
 
 from selfmoe_ray import processes
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.scheduling import patient_children
 
 # Ray copies a job's working directory to a folder of this name, which goes away with the cluster.
 UPLOADED_WORKING_DIR = "_ray_pkg_"
@@ -67,11 +66,10 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _local_cluster(mark: str) -> Iterator[None]:
-    """What starts meanwhile carries the mark, and lets computation go first."""
+    """What starts meanwhile carries the mark."""
     os.environ[CLUSTER] = mark
     try:
-        with patient_children():
-            yield
+        yield
     finally:
         del os.environ[CLUSTER]
 

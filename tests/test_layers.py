@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "selfmoe_ray"
 # Lowest first; a file may import from its own floor and from those below.
 FLOORS = [
-    {"errors", "config", "records", "storage", "run_dir", "run_lock", "events", "scalars", "trackers", "scheduling"}
+    {"errors", "config", "records", "storage", "run_dir", "run_lock", "events", "scalars", "trackers"}
     | {"processes", "energy", "distributions", "base_model", "gguf", "fingerprint"},
     {"domains", "generation", "reporting"},
     {"mixture", "training"},

@@ -11,7 +11,6 @@ from typing import Any
 
 from selfmoe_ray.config import GenerationConfig, GenerationResources
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.scheduling import TAKES_CORES
 
 # Requests that an engine runs at once; more waits in its queue.
 _MAX_NUM_SEQS_CPU, _MAX_NUM_SEQS_GPU = 64, 256
@@ -140,7 +139,6 @@ def env_vars(plan: EnginePlan, resources: GenerationResources, is_single_node: b
     if plan.gpus:
         return dict(resources.env_vars)
     settings = {
-        TAKES_CORES: "1",
         FAST_TOP_P: "1",
         KV_CACHE_SPACE: str(_KV_CACHE_GIB_CPU),
         "VLLM_LOGGING_LEVEL": "ERROR",

@@ -21,7 +21,6 @@ def register() -> None:
     """Teach vLLM the Mixse architectures; may be called any number of times."""
     from vllm import ModelRegistry
 
-    from selfmoe_ray import scheduling
     from selfmoe_ray.generation.engines import FAST_TOP_P
     from selfmoe_ray.serving import orphans
     from selfmoe_ray.serving.cpu_kernels import top_p
@@ -29,7 +28,6 @@ def register() -> None:
     from selfmoe_ray.serving.vllm_plugin import compatibility, config, requests
 
     orphans.follow()
-    scheduling.take_cores()
     bases = [name for name in ModelRegistry.get_supported_archs() if not name.startswith(ARCHITECTURE_PREFIX)]
     for base in bases:
         name = f"{ARCHITECTURE_PREFIX}{base}"
