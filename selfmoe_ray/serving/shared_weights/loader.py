@@ -22,6 +22,7 @@ from selfmoe_ray.fingerprint import content_hash
 from selfmoe_ray.serving.shared_weights import LOAD_FORMAT
 from selfmoe_ray.serving.shared_weights.layout import Layout
 from selfmoe_ray.serving.shared_weights.store import WeightStore
+from selfmoe_ray.serving.vllm_plugin.experts import MixtureLinearMethod
 
 PATH = "path"
 EXPERTS = ".mixse_experts."
@@ -90,4 +91,6 @@ def _compute_unpacked(model: nn.Module) -> None:
         method = getattr(module, "quant_method", None)
         if method is not None and hasattr(module, "weight") and EXPERTS not in name:
             module.cpu_linear = F.linear
-            method.process_weights_after_loading = lambda layer: None
+            # The experts of a layer are this engine's own, and packed as ever.
+            of_base = method.base if isinstance(method, MixtureLinearMethod) else method
+            of_base.process_weights_after_loading = lambda layer: None

@@ -137,6 +137,8 @@ class Load:
 
     def __init__(self, server: Server):
         self.server = server
+        # The threads of clients that have the beginning of a stream.
+        self.streaming: set[int] = set()
 
     def ask(self, http: httpx.Client, max_tokens: int, stream: bool) -> Outcome:
         body = {"prompt": "What is the capital?", "temperature": 0, "ignore_eos": True}
@@ -147,8 +149,12 @@ class Load:
             ) as answer:
                 for piece in answer.iter_text():
                     text += piece
+                    if stream:
+                        self.streaming.add(threading.get_ident())
         except httpx.RemoteProtocolError:
             return Outcome(answer.status_code if answer else 0, text, broken=True)
+        finally:
+            self.streaming.discard(threading.get_ident())
         return Outcome(answer.status_code, text, answer.headers.get("retry-after"))
 
     def together(self, clients: int, max_tokens: int, stream: bool = False) -> list[Outcome]:

@@ -57,6 +57,7 @@ def test_a_compiled_graph_of_merged_weights_is_not_taken_for_shared_ones(mixse_d
     assert shared.compute_hash() == again.compute_hash() != own.compute_hash()
 
 
+@pytest.mark.slow
 @pytest.mark.serving
 @pytest.mark.timeout(900)
 def test_two_mixtures_over_one_base_map_the_same_weights(mixse_dir: Callable[..., Path], tmp_path: Path) -> None:
