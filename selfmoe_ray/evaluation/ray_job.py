@@ -31,7 +31,7 @@ from selfmoe_ray.run_lock import held
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for, which has the defaults.
+    """What the command line asks for; it has the defaults, but for the last two, which studies do not ask for.
 
     dtype: None for the run's own. traced_items: of each benchmark.
     """
@@ -43,14 +43,14 @@ class Options:
     merge: MergeConfig
     limit: int | None
     num_fewshot: int | None
-    draws: int
     shard_size: int
     dtype: str | None
     max_model_len: int
     exclude_leaked: bool
     traced_items: int
-    redo: Sequence[str]
     verbose: bool
+    draws: int = 1
+    redo: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,11 @@ class Run:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def take_data_of(self, other: Run) -> None:
-        """Begin where another run has generated."""
+    def take_results_of(self, other: Run, stages: Iterable[str]) -> None:
+        """Begin where another run has finished these stages' folders."""
         theirs, ours = (each.folder / each.config["run_name"] for each in (other, self))
-        shutil.copytree(theirs / "data", ours / "data")
+        for stage in stages:
+            shutil.copytree(theirs / stage, ours / stage)
 
     def complete(self, **options: Any) -> str:
         """Run a job to its good end."""

@@ -26,7 +26,7 @@ def undisturbed(make_run: Callable[[str], Run]) -> Run:
 def generated(make_run: Callable[[str], Run], undisturbed: Run, request: pytest.FixtureRequest) -> Run:
     """A run that has its examples and nothing else."""
     run = make_run(request.node.name.removeprefix("test_")[:24])
-    run.take_data_of(undisturbed)
+    run.take_results_of(undisturbed, ["data"])
     return run
 
 
@@ -90,18 +90,27 @@ def test_a_node_that_goes_away_with_its_trainer_is_not_missed(generated: Run, un
     assert_same_mixture(generated, undisturbed)
 
 
-@pytest.mark.parametrize("stage", ["generate", "experts", "router"])
+# What a stage begins with.
+BEFORE = {
+    "generate": [],
+    "experts": ["data"],
+    "router": ["data", "experts"],
+    "measure": ["data", "experts", "router", "mixse"],
+}
+
+
+@pytest.mark.parametrize("stage", BEFORE)
 def test_a_stopped_job_goes_on_as_another_job(
     stage: str, make_run: Callable[[str], Run], undisturbed: Run, cluster: Any
 ) -> None:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     run = make_run(f"stopped-{stage}")
-    if stage != "generate":
-        run.take_data_of(undisturbed)
+    run.take_results_of(undisturbed, BEFORE[stage])
     path = run.write_config()
     client = JobSubmissionClient(f"http://{cluster.head_node.webui_url}")
-    command = f"{sys.executable} {ROOT}/jobs/stage_mixse.py --config {path}"
+    program = "stage_measure_nll" if stage == "measure" else "stage_mixse"
+    command = f"{sys.executable} {ROOT}/jobs/{program}.py --config {path}"
 
     def begun() -> bool:
         return any(event["kind"] == stage and event.get("message") == "begins" for event in run.events())
@@ -115,3 +124,5 @@ def test_a_stopped_job_goes_on_as_another_job(
     wait_until(lambda: client.get_job_status(second).is_terminal(), 300, "the end of the second job")
     assert client.get_job_status(second) == JobStatus.SUCCEEDED, client.get_job_logs(second)[-6000:]
     assert_same_mixture(run, undisturbed)
+    if stage == "measure":
+        assert (run.folder / run.config["run_name"] / "measure" / "manifest.json").exists()
