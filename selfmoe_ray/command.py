@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from selfmoe_ray.errors import UserError
 
-# Ray kills a job three seconds after it told it to stop.
-_SECONDS_TO_STOP = 1.5
+# Ray kills a job three seconds after it told it to stop; one that waits for Ray hears of it up to a second later.
+_SECONDS_TO_STOP = 1.0
 STAGES = ("generate", "experts", "router", "mixse", "measure", "report")
 
 
