@@ -23,9 +23,8 @@ Write = Callable[[Scalar, int], object]
 def tracked(names: Sequence[Tracker], config: dict[str, Any], run_dir: RunDir) -> Iterator[list[Emit]]:
     """An Emit for each tracker, until the block ends.
 
-    config: the run's settings, which trackers show. Raises UserError where a tracker's package is missing or does
-    not begin.
-    Addresses and keys are the libraries' own environment variables.
+    config: the run's settings, which trackers show. Raises UserError where a tracker's package is missing or the
+    tracker does not begin. Addresses and keys are the libraries' own environment variables.
     """
     openers = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
     with ExitStack() as stack:

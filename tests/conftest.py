@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,19 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_models import save_tiny_model
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _sibling(name: str):  # type: ignore[no-untyped-def]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_models = _sibling("tiny_models")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +24,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         key = (family, seed)
         if key not in made:
             folder = tmp_path_factory.mktemp(f"tiny-{family}-{seed}")
-            made[key] = tiny_models.save_tiny_model(family, folder, seed)
+            made[key] = save_tiny_model(family, folder, seed)
         return made[key]
 
     return directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,16 +14,9 @@ import pytest
 
 from selfmoe_ray.base_model import check_hash, load_model, load_tokenizer, resolve
 from selfmoe_ray.errors import UserError
+from tests.tiny_gguf import write_tiny_gguf
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
-
-
-def _write_tiny_gguf(checkpoint: Path, target: Path, add_bos: bool = True, end_of_turn: int | None = None) -> Path:
-    spec = importlib.util.spec_from_file_location("tiny_gguf", Path(__file__).with_name("tiny_gguf.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.write_tiny_gguf(checkpoint, target, add_bos, end_of_turn)
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny_gguf(tmp_path: Path, cache: Path, tiny_model_dir: Callable[..., Path]) -> Path:
-    return _write_tiny_gguf(tiny_model_dir("llama"), tmp_path / "tiny.gguf")
+    return write_tiny_gguf(tiny_model_dir("llama"), tmp_path / "tiny.gguf")
 
 
 def complete(path: str, text: str, tokens: int) -> str:
@@ -80,7 +72,7 @@ def test_gguf_converts_to_the_same_model_and_tokenizer(
     import torch
 
     origin = tiny_model_dir("llama")
-    file = _write_tiny_gguf(origin, tmp_path / "tiny.gguf", add_bos, end_of_turn=5)
+    file = write_tiny_gguf(origin, tmp_path / "tiny.gguf", add_bos, end_of_turn=5)
     base = resolve(str(file))
     before, after = load_tokenizer(str(origin)), load_tokenizer(base.path)
     text = "What is the capital of France?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def write_tiny_gguf(checkpoint: Path, target: Path, add_bos: bool, end_of_turn: int | None = None) -> Path:
+def write_tiny_gguf(checkpoint: Path, target: Path, add_bos: bool = True, end_of_turn: int | None = None) -> Path:
     """Write a tiny Llama checkpoint (see `tiny_models`) and its tokenizer as one float32 GGUF file."""
     import gguf
     from safetensors.numpy import load_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from selfmoe_ray.processes import with_variable
 from selfmoe_ray.run_dir import RunDir
 from tests.faults.chatty import save_chatty_model, save_domain
 from tests.faults.engine_faults import install_into
+from tests.living import find_named
 
 ROOT = Path(__file__).parents[2]
 DOMAINS = ("ant", "bee")
@@ -58,13 +60,9 @@ def find_processes(name: str) -> list[psutil.Process]:
     """Living processes of this session's clusters, whoever their parent is by now, whose command line holds a name."""
     found = []
     for pid in with_variable(MARK, os.environ[MARK]):
-        try:
-            process = psutil.Process(pid)
-            if name in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return find_named(name, found)
 
 
 def engine_cores() -> list[psutil.Process]:

@@ -1,24 +1,9 @@
-"""A process group of one worker, and the tiny training runs of `train_tiny.py`."""
+"""A process group of one worker."""
 
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 import torch
-
-
-def _load(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """The module `train_tiny`."""
-    return _load("train_tiny")
 
 
 @pytest.fixture(scope="session")

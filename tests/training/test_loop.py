@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.training.dataset import collate
 from selfmoe_ray.training.loop import LoopSettings, response_nll
+from tests.training import train_tiny as tiny
 
 pytestmark = pytest.mark.usefixtures("process_group")
 SETTINGS = LoopSettings(micro_batch_size=3)
@@ -26,7 +27,7 @@ def assert_same(found, expected, tolerance=2e-4):
 
 
 @pytest.fixture(scope="module")
-def fused(tiny, tiny_model_dir):
+def fused(tiny_model_dir):
     """Start, trained weights and history of all experts trained together by one worker with ZeRO-0."""
     model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
     start = tiny.weights(model)
@@ -34,7 +35,7 @@ def fused(tiny, tiny_model_dir):
     return start, tiny.weights(model), history
 
 
-def test_response_nll_is_the_reference_cross_entropy(tiny, tiny_model_dir):
+def test_response_nll_is_the_reference_cross_entropy(tiny_model_dir):
     model = tiny.make_mixture(tiny_model_dir(), ["ant"])
     rows = tiny.make_rows("ant")[:3]
     batch = collate(rows, tiny.PAD)
@@ -51,7 +52,7 @@ def test_every_expert_learns_and_only_the_experts(fused):
     assert history[-1].losses["ant"] < history[0].losses["ant"]
 
 
-def test_steps_and_losses_are_those_of_each_expert_alone(fused, tiny):
+def test_steps_and_losses_are_those_of_each_expert_alone(fused):
     _, _, history = fused
     steps = {
         domain: math.ceil(rows / tiny.OPTIMIZER.batch_size) * int(tiny.OPTIMIZER.epochs)
@@ -63,7 +64,7 @@ def test_steps_and_losses_are_those_of_each_expert_alone(fused, tiny):
 
 
 @pytest.mark.parametrize("domain", ["ant", "bee", "cat"])
-def test_an_expert_trained_alone_is_the_same(fused, tiny, tiny_model_dir, domain):
+def test_an_expert_trained_alone_is_the_same(fused, tiny_model_dir, domain):
     alone = tiny.make_mixture(tiny_model_dir(), [domain])
     history = tiny.expert_loop(alone, SETTINGS).run(ignore, ignore)
     expected = {name: value for name, value in fused[1].items() if name.startswith(domain)}
@@ -82,14 +83,14 @@ def test_an_expert_trained_alone_is_the_same(fused, tiny, tiny_model_dir, domain
     ],
     ids=["micro_batch_size", "gradient_checkpointing", "zero_2", "zero_3"],
 )
-def test_settings_do_not_change_what_is_learnt(fused, tiny, tiny_model_dir, settings):
+def test_settings_do_not_change_what_is_learnt(fused, tiny_model_dir, settings):
     model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
     tiny.expert_loop(model, settings).run(ignore, ignore)
     assert_same(tiny.weights(model, settings.zero_stage), fused[1])
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_a_resumed_run_ends_as_an_undisturbed_one(tiny, tiny_model_dir, tmp_path, zero_stage):
+def test_a_resumed_run_ends_as_an_undisturbed_one(tiny_model_dir, tmp_path, zero_stage):
     settings = replace(SETTINGS, zero_stage=zero_stage, checkpoint_every_steps=2)
     undisturbed = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
 
@@ -111,7 +112,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tiny, tiny_model_dir, tmp_path
         assert torch.equal(value, expected[name]), name
 
 
-def test_checkpoints_hold_only_what_is_trained(tiny, tiny_model_dir, tmp_path):
+def test_checkpoints_hold_only_what_is_trained(tiny_model_dir, tmp_path):
     model = tiny.make_mixture(tiny_model_dir(), ["ant"])
     trained = sum(parameter.numel() for parameter in model.expert_parameters(0))
     tiny.expert_loop(model, SETTINGS).save(tmp_path)
@@ -121,7 +122,7 @@ def test_checkpoints_hold_only_what_is_trained(tiny, tiny_model_dir, tmp_path):
     assert state and all(".lora_" in name for name in state)
 
 
-def test_the_router_learns_with_the_experts_frozen(tiny, tiny_model_dir):
+def test_the_router_learns_with_the_experts_frozen(tiny_model_dir):
     model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
     tiny.expert_loop(model, SETTINGS).run(ignore, ignore)
     before = tiny.weights(model)
@@ -131,7 +132,7 @@ def test_the_router_learns_with_the_experts_frozen(tiny, tiny_model_dir):
     assert set(history[0].losses) == {"router"}
 
 
-def test_a_bfloat16_base_keeps_float32_experts(tiny, tiny_model_dir):
+def test_a_bfloat16_base_keeps_float32_experts(tiny_model_dir):
     model = tiny.make_mixture(tiny_model_dir(), ["ant"], "bfloat16")
     start = tiny.weights(model)
     history = tiny.expert_loop(model, SETTINGS).run(ignore, ignore)
@@ -143,7 +144,7 @@ def test_a_bfloat16_base_keeps_float32_experts(tiny, tiny_model_dir):
     assert history[-1].losses["ant"] < history[0].losses["ant"]
 
 
-def test_two_workers_and_every_zero_stage_give_the_same_experts(fused, tiny, tiny_model_dir, tmp_path):
+def test_two_workers_and_every_zero_stage_give_the_same_experts(fused, tiny_model_dir, tmp_path):
     arguments = [sys.executable, tiny.__file__, str(tiny_model_dir()), str(tmp_path / "store"), str(tmp_path)]
     workers = [subprocess.Popen([*arguments, str(rank), "2"]) for rank in (0, 1)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]

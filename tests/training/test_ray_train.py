@@ -17,6 +17,7 @@ from selfmoe_ray.mixture.checkpoint import read_spec
 from selfmoe_ray.records import Example, Seed
 from selfmoe_ray.run_dir import RunDir
 from selfmoe_ray.training.ray_train import train_experts, train_router
+from tests.living import find_named
 
 WORDS = ["train", "France", "Paris", "capital", "numbers", "hours", "Python", "function", "sum", "return"]
 ROWS = {"ant": 40, "bee": 16}
@@ -225,12 +226,8 @@ def _kill_a_worker_once():
 
     def hook(fields):
         if not killed and _step(fields) >= STOP_AT_STEP:
-            workers = [
-                process
-                for process in psutil.Process().children(recursive=True)
-                if "RayTrainWorker" in " ".join(process.cmdline())
-            ]
-            killed.append(workers[0].pid)
-            workers[0].kill()
+            worker = find_named("RayTrainWorker", psutil.Process().children(recursive=True))[0]
+            killed.append(worker.pid)
+            worker.kill()
 
     return hook

@@ -79,12 +79,10 @@ class GateTrace:
     """
 
     def __init__(self, num_layers: int, max_tokens: int, num_experts: int, is_eager: bool = False):
-        if is_eager:
-            self.gates = torch.zeros(num_layers, max_tokens, num_experts, dtype=torch.float32)
-            self._buffer = self.gates.transpose(0, 1)
-        else:
-            self._buffer = torch.zeros(max_tokens, num_layers, num_experts, dtype=torch.float32)
-            self.gates = self._buffer.transpose(0, 1)
+        sizes = (num_layers, max_tokens) if is_eager else (max_tokens, num_layers)
+        memory = torch.zeros(*sizes, num_experts, dtype=torch.float32)
+        self.gates = memory if is_eager else memory.transpose(0, 1)
+        self._buffer = self.gates.transpose(0, 1)
         self.totals = RoutingTotals(num_experts, self.gates.device)
         self.traces: dict[str, Trace] = {}
         self._tokens = 0

@@ -20,6 +20,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.living import command_line, is_alive
+
 CONFIG = Path(__file__).parents[3] / "serve_configs" / "mixse_local.yaml"
 KEY = "key-of-the-tests"
 ENVIRONMENT = {
@@ -99,15 +101,7 @@ class Server:
     def processes(self, name: str) -> list[psutil.Process]:
         """The processes of this cluster whose title starts with `name`."""
         found = psutil.Process().children(recursive=True)
-        return [each for each in found if self.alive(each) and "".join(each.cmdline()).startswith(name)]
-
-    @staticmethod
-    def alive(process: psutil.Process) -> bool:
-        """Whether a process runs; one that has ended and waits for its parent does not."""
-        try:
-            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
+        return [each for each in found if is_alive(each) and command_line(each).startswith(name)]
 
 
 @dataclass(frozen=True)
