@@ -30,15 +30,6 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float to_float(float value) { return value; }
-
-inline float to_float(BFloat16 value) {
-  const uint32_t wide = uint32_t(value.bits) << 16;
-  float result;
-  std::memcpy(&result, &wide, sizeof result);
-  return result;
-}
-
 inline void store(float* to, float value) { *to = value; }
 
 inline void store(BFloat16* to, float value) {
@@ -73,17 +64,83 @@ struct Router {
 
 namespace {
 
-// low[m][j] = rows[j] . x[m] for M tokens.
-template <int M, typename T>
-void dots(const T* rows, const T* const* x, int64_t inputs, int64_t rank, float* const* low) {
-  for (int m = 0; m < M; ++m)
-    for (int64_t j = 0; j < rank; ++j) {
-      float sum = 0;
-      const T* row = rows + j * inputs;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < inputs; ++i) sum += to_float(row[i]) * to_float(x[m][i]);
-      low[m][j] = sum;
+// Sixteen floats; the compiler makes of them what this machine's registers hold.
+constexpr int kLanes = 16;
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+constexpr Ints kEven = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+constexpr Ints kOdd = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+
+inline Floats load(const float* from) {
+  Floats values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+inline Floats load(const BFloat16* from) {
+  Halves values;
+  std::memcpy(&values, from, sizeof values);
+  return (Floats)(__builtin_convertvector(values, Words) << 16);
+}
+
+// The first `count` values, and zeros.
+template <typename T>
+inline Floats load(const T* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  T values[kLanes] = {};
+  if (count > 0) std::memcpy(values, from, count * sizeof(T));
+  return load(values);
+}
+
+// The first `count` values.
+template <typename T>
+inline void store(T* to, const Floats& values, int64_t count) {
+  T rounded[kLanes];
+  for (int i = 0; i < kLanes; ++i) store(rounded + i, values[i]);
+  std::memcpy(to, rounded, std::min<int64_t>(count, kLanes) * sizeof(T));
+}
+
+// The sum of each of N vectors, in the first N lanes: they are folded together, which takes fewer steps than N sums.
+template <int N, int kHalvings = 4>
+inline Floats lane_sums(const Floats (&v)[N]) {
+  if constexpr (kHalvings == 0) {
+    return v[0];
+  } else {
+    Floats folded[(N + 1) / 2];
+#pragma GCC unroll 8
+    for (int i = 0; i < (N + 1) / 2; ++i) {
+      const Floats &a = v[2 * i], &b = v[N > 1 ? 2 * i + 1 : 0];
+      folded[i] = __builtin_shuffle(a, b, kEven) + __builtin_shuffle(a, b, kOdd);
     }
+    return lane_sums<(N + 1) / 2, kHalvings - 1>(folded);
+  }
+}
+
+template <int M, int R>
+inline void store_sums(const Floats (&sums)[M * R], float* const* low, int64_t first) {
+  const Floats totals = lane_sums(sums);
+  for (int m = 0; m < M; ++m) std::memcpy(low[m] + first, (const float*)&totals + m * R, R * sizeof(float));
+}
+
+// low[m][first + j] = rows[first + j] . x[m] for M tokens by R rows, in registers: what is loaded of either is used
+// by all of the other.
+template <int M, int R, typename Row, typename T>
+void dots_block(const Row* rows, const T* const* x, int64_t inputs, float* const* low, int64_t first) {
+  Floats sums[M * R] = {};
+  for (int64_t i = 0; i < inputs; i += kLanes) {
+    Floats input[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) input[m] = load(x[m] + i, inputs - i);
+#pragma GCC unroll 8
+    for (int j = 0; j < R; ++j) {
+      const Floats row = load(rows + (first + j) * inputs + i, inputs - i);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sums[m * R + j] += row * input[m];
+    }
+  }
+  store_sums<M, R>(sums, low, first);
 }
 
 // Two neighbouring factors as `add_rows` reads them.
@@ -99,15 +156,20 @@ inline void make_pairs(const float* low, int64_t count, Pair* to, const float*) 
 // and the outputs from o to end.
 template <int M, typename T>
 void add_rows(const T* const* rows, const Pair* const* factors, int64_t count, int64_t o, int64_t end, T* const* y) {
-  for (; o < end; ++o)
-    for (int m = 0; m < M; ++m) {
-      float sum = to_float(y[m][o]);
-      for (int64_t q = 0; q < count; ++q) {
-        const Pair factor = factors[m][q];
-        sum += factor.first * to_float(rows[q][2 * o]) + factor.second * to_float(rows[q][2 * o + 1]);
+  for (; o < end; o += kLanes) {
+    const int64_t left = end - o;
+    Floats sums[M];
+    for (int m = 0; m < M; ++m) sums[m] = load(y[m] + o, left);
+    for (int64_t q = 0; q < count; ++q) {
+      const Floats low = load(rows[q] + 2 * o, 2 * left), high = load(rows[q] + 2 * o + kLanes, 2 * left - kLanes);
+      const Floats first = __builtin_shuffle(low, high, kEven), second = __builtin_shuffle(low, high, kOdd);
+      for (int m = 0; m < M; ++m) {
+        sums[m] += factors[m][q].first * first;
+        sums[m] += factors[m][q].second * second;
       }
-      store(y[m] + o, sum);
     }
+    for (int m = 0; m < M; ++m) store(y[m] + o, sums[m], left);
+  }
 }
 
 #ifndef __AVX512BF16__
@@ -143,14 +205,9 @@ inline __m512 widen(__m256i values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
 
-// M tokens by R rows in registers: what is loaded of either is used by all of the other.
 template <int M, int R>
 void dots_block(const BFloat16* rows, const BFloat16* const* x, int64_t inputs, float* const* low, int64_t first) {
-  __m512 sums[M][R];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int j = 0; j < R; ++j) sums[m][j] = _mm512_setzero_ps();
+  Floats sums[M * R] = {};
   for (int64_t i = 0; i < inputs; i += 32) {
     const __mmask32 mask = lanes32(inputs - i);
     __m512bh input[M];
@@ -160,21 +217,10 @@ void dots_block(const BFloat16* rows, const BFloat16* const* x, int64_t inputs, 
     for (int j = 0; j < R; ++j) {
       const __m512bh row = load_pairs(rows + (first + j) * inputs + i, mask);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) sums[m][j] = _mm512_dpbf16_ps(sums[m][j], row, input[m]);
+      for (int m = 0; m < M; ++m) sums[m * R + j] = _mm512_dpbf16_ps(sums[m * R + j], row, input[m]);
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int j = 0; j < R; ++j) low[m][first + j] = _mm512_reduce_add_ps(sums[m][j]);
-}
-
-template <int M>
-void dots(const BFloat16* rows, const BFloat16* const* x, int64_t inputs, int64_t rank, float* const* low) {
-  constexpr int kRows = M == 1 ? 8 : 4;
-  int64_t j = 0;
-  for (; j + kRows <= rank; j += kRows) dots_block<M, kRows>(rows, x, inputs, low, j);
-  for (; j < rank; ++j) dots_block<M, 1>(rows, x, inputs, low, j);
+  store_sums<M, R>(sums, low, first);
 }
 
 template <int M>
@@ -217,6 +263,15 @@ void add_rows(const BFloat16* const* rows, const int32_t* const* factors, int64_
 }
 
 #endif
+
+// low[m][j] = rows[j] . x[m] for M tokens.
+template <int M, typename Row, typename T>
+void dots(const Row* rows, const T* const* x, int64_t inputs, int64_t count, float* const* low) {
+  constexpr int kRows = M == 1 ? 8 : 4;
+  int64_t j = 0;
+  for (; j + kRows <= count; j += kRows) dots_block<M, kRows>(rows, x, inputs, low, j);
+  for (; j < count; ++j) dots_block<M, 1>(rows, x, inputs, low, j);
+}
 
 template <typename T>
 struct PairOf {
@@ -370,28 +425,43 @@ void select(const float* p, int64_t experts, int64_t k, const float* weights, fl
   }
 }
 
+// The gates of M tokens from `first` on; `p` has room for their probabilities.
+template <int M, typename T>
+void route_group(const Router& router, const T* hidden, int64_t hidden_stride, int64_t first, float* p) {
+  const int64_t experts = router.experts;
+  const T* x[M];
+  float* products[M];
+  for (int m = 0; m < M; ++m) {
+    x[m] = hidden + (first + m) * hidden_stride;
+    products[m] = p + m * experts;
+  }
+  dots<M>(router.theta, x, router.width, experts, products);
+  for (int64_t t = first; t < first + M; ++t, p += experts) {
+    float* logits = router.logits + t * experts;
+    const float* before = router.before ? router.before + t * experts : nullptr;
+    float largest = -INFINITY, sum = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+      logits[e] = router.alpha * p[e] + (before ? router.beta * before[e] : 0);
+      largest = std::max(largest, logits[e]);
+    }
+    for (int64_t e = 0; e < experts; ++e) sum += p[e] = std::exp(logits[e] - largest);
+    for (int64_t e = 0; e < experts; ++e) p[e] /= sum;
+    select(p, experts, router.k[t], router.weights + t * experts, router.gates + t * router.gates_stride);
+  }
+}
+
 template <typename T>
 void route(const Router& router, const T* hidden, int64_t hidden_stride, int64_t tokens) {
-  const int64_t experts = router.experts, width = router.width;
 #pragma omp parallel if (tokens >= kTokensForThreads)
   {
-    std::vector<float> p(experts), wide(width);
+    std::vector<float> p(kGroup * router.experts);
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t i = 0; i < width; ++i) wide[i] = to_float(hidden[t * hidden_stride + i]);
-      const float* x = wide.data();
-      float* products = p.data();
-      dots<1>(router.theta, &x, width, experts, &products);
-      float* logits = router.logits + t * experts;
-      const float* before = router.before ? router.before + t * experts : nullptr;
-      float largest = -INFINITY, sum = 0;
-      for (int64_t e = 0; e < experts; ++e) {
-        logits[e] = router.alpha * p[e] + (before ? router.beta * before[e] : 0);
-        largest = std::max(largest, logits[e]);
+    for (int64_t first = 0; first < tokens; first += kGroup) {
+      if (first + kGroup <= tokens) {
+        route_group<kGroup>(router, hidden, hidden_stride, first, p.data());
+        continue;
       }
-      for (int64_t e = 0; e < experts; ++e) sum += p[e] = std::exp(logits[e] - largest);
-      for (int64_t e = 0; e < experts; ++e) p[e] /= sum;
-      select(p.data(), experts, router.k[t], router.weights + t * experts, router.gates + t * router.gates_stride);
+      for (int64_t t = first; t < tokens; ++t) route_group<1>(router, hidden, hidden_stride, t, p.data());
     }
   }
 }

@@ -15,7 +15,7 @@ from selfmoe_ray.serving.cpu_kernels.mixture import BoundExperts, BoundRouter, K
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-TOKENS = pytest.mark.parametrize("tokens", [0, 1, 40], ids=["none", "one thread", "all threads"])
+TOKENS = pytest.mark.parametrize("tokens", [0, 1, 43], ids=["none", "one thread", "all threads"])
 N = 5
 
 
@@ -99,6 +99,27 @@ def test_the_router_gives_each_token_its_top_k(
         count = min(int(k[row]), N)
         kept = top_k(probabilities[None], count)[0] if count else torch.zeros(N)
         torch.testing.assert_close(gates[row], torch.where(kept > 0, kept, weights[row]))
+
+
+@needs_compiler
+@DTYPES
+def test_a_token_is_routed_and_computed_alone_as_among_others(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    kernels, ends = operations(dtype), torch.tensor([70])
+    hidden, theta, y = torch.randn(43, 72).to(dtype), torch.randn(N, 72), torch.randn(43, 70).to(dtype)
+    a, b = torch.randn(1, N, 8, 72).to(dtype), torch.randn(N, 4, 70, 2).to(dtype)
+    k, weights = torch.ones(43, 1, dtype=torch.int32), torch.zeros(43, N)
+
+    def layer(rows: slice) -> tuple[Tensor, Tensor]:
+        logits, gates = kernels.route(hidden[rows], theta, None, 1.0, 0.0, k[rows], weights[rows])
+        kernels.add_experts(y[rows], hidden[rows], gates, a, b, ends)
+        return logits, y[rows].clone()
+
+    before = y.clone()
+    together = layer(slice(None))
+    y.copy_(before)
+    alone = zip(*(layer(slice(row, row + 1)) for row in range(43)), strict=True)
+    assert all(torch.equal(torch.cat(rows), all_rows) for rows, all_rows in zip(alone, together, strict=True))
 
 
 @needs_compiler
