@@ -1,4 +1,4 @@
-"""vLLM's load format `mixse_shared`: the base's weights are mapped, the experts and the router are loaded."""
+"""vLLM's load format `mixse_shared` on CPUs: the base's weights are mapped, the experts and the router are loaded."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ EXPERTS = ".mixse_experts."
 
 @functools.cache
 def register() -> None:
-    """Make the load format known to vLLM in this process."""
-    register_model_loader(LOAD_FORMAT)(SharedWeightsLoader)
+    """Make the load format known to vLLM in this process, as its device shares memory."""
+    if current_platform.is_cuda_alike():
+        from selfmoe_ray.serving.shared_weights.weight_cache import CachedBaseLoader
+
+        register_model_loader(LOAD_FORMAT)(CachedBaseLoader)
+    else:
+        register_model_loader(LOAD_FORMAT)(SharedWeightsLoader)
 
 
 class SharedWeightsLoader(DefaultModelLoader):

@@ -45,7 +45,9 @@ def _mixse_class(name: str, base: type[nn.Module]) -> type[nn.Module]:
             model_config = vllm_config.model_config
             checkpoint = read_checkpoint(model_config.hf_config, model_config.model)
             self.secondary_weights = [DefaultModelLoader.Source(str(checkpoint.base), None)]
-            self.mixture = VllmMixture(self, checkpoint, vllm_config)
+            # Not the device of the moment: vLLM builds a model that maps its weights without memory of its own.
+            with vllm_config.device_config.device:
+                self.mixture = VllmMixture(self, checkpoint, vllm_config)
             requests.install_in_worker(vllm_config)
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
