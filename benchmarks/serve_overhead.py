@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import httpx
 
@@ -71,10 +72,10 @@ def bare_server(folder: Path) -> Iterator[str]:
     options += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(MAX_NUM_SEQS)]
     options += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options]
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            yield wait_until_ready(port, process)
+            yield wait_until_ready(port, process, log)
         finally:
             process.terminate()
             process.wait()
@@ -86,8 +87,9 @@ def ray_serve(folder: Path) -> Iterator[str]:
     from ray import serve
 
     from selfmoe_ray.ray_session import ray_session
+    from selfmoe_ray.serving.config import parse_serve_args
     from selfmoe_ray.serving.ray_local import read_config
-    from selfmoe_ray.serving.ray_serve import build
+    from selfmoe_ray.serving.ray_serve import application
 
     engine = {"dtype": DTYPE, "max_model_len": MAX_MODEL_LEN, "max_num_seqs": MAX_NUM_SEQS, "enforce_eager": True}
     config = read_config(str(CONFIG))
@@ -95,7 +97,9 @@ def ray_serve(folder: Path) -> Iterator[str]:
     with ray_session():
         http = {"host": "127.0.0.1", "port": port}
         serve.start("HeadOnly", http, controller_options=config["controller_options"])
-        serve.run(build({"mixse_dir": str(folder.absolute()), "engine": engine}))
+        arguments = parse_serve_args({"mixse_dir": str(folder.absolute()), "engine": engine})
+        (deployment,) = config["applications"][0]["deployments"]
+        serve.run(application(arguments, ray_actor_options=deployment["ray_actor_options"]))
         yield f"http://127.0.0.1:{port}"
         serve.delete("default")
 
@@ -107,8 +111,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> str:
-    """The server's address, once it is well."""
+def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: TextIO) -> str:
+    """The server's address, once it is well; ends the program with the end of its log where it does not get so."""
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -116,7 +120,8 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> str:
                 return address
         except httpx.TransportError:
             time.sleep(0.5)
-    sys.exit("vLLM's server did not start")
+    log.seek(0)
+    sys.exit(f"vLLM's server did not start:\n{log.read()[-2000:]}")
 
 
 async def take_turn(address: str, number: int, arguments: argparse.Namespace) -> Turn:
