@@ -115,11 +115,11 @@ def report(shared: list[dict[str, float]], unshared: list[dict[str, float]]) -> 
     for count in range(1, len(shared)):
         grown = [{kind: ways[count][kind] - ways[count - 1][kind] for kind in KINDS} for ways in (shared, unshared)]
         saved = grown[1]["anonymous"] - grown[0]["anonymous"]
-        added = grown[0]["store"] + max(0.0, base - saved)
+        added = max(0.0, grown[0]["store"]) + max(0.0, base - saved)
         print(
             f"replica {count + 1}: anonymous memory +{grown[0]['anonymous'] / MIB:.0f} MiB shared, "
             f"+{grown[1]['anonymous'] / MIB:.0f} MiB unshared, {saved / MIB:.0f} MiB less; "
-            f"weight memory +{added / MIB:.1f} MiB, {added / base:.1%} of the base's"
+            f"weight memory {added / MIB:.0f} MiB more, {added / base:.1%} of the base's"
         )
     for name, ways in (("shared", shared), ("unshared", unshared)):
         print(f"seconds to the first answer, {name}: " + ", ".join(f"{each['seconds']:.1f}" for each in ways))
