@@ -7,14 +7,6 @@ from collections.abc import Iterable
 import psutil
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def command_line(process: psutil.Process) -> str:
     """A process's arguments, which Ray and vLLM make its title; empty where it has ended."""
     try:
@@ -25,4 +17,4 @@ def command_line(process: psutil.Process) -> str:
 
 def find_named(name: str, processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Those that live and have a name in their command line."""
-    return [process for process in processes if name in command_line(process) and is_alive(process)]
+    return [process for process in processes if name in command_line(process)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.living import is_alive
+from selfmoe_ray.processes import is_alive
 
 pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
 
@@ -49,7 +49,7 @@ def test_a_killed_process_is_replaced_and_every_client_hears(server: Any, load: 
             assert texts(outcome.text) == texts(right.text)
         else:
             assert json.loads(outcome.text)["error"]["code"] == 503 and outcome.retry_after == "2"
-    server.wait_for(lambda: not any(is_alive(process) for process in engine), 10)
+    server.wait_for(lambda: not any(is_alive(process.pid) for process in engine), 10)
 
 
 def texts(answer: str) -> str:
