@@ -2,9 +2,9 @@
 
     python benchmarks/serve_overhead.py --mixse runs/demo/mixse [--clients 16] [--turns 5]
 
-Both servers are up at once and take turns, so that a slow moment of the machine hits both. A turn's
-clients stream answers of a fixed length to prompts that no earlier turn had; the first byte is timed
-alone, one client at a time, and among all clients. Prints medians over the turns, with the range.
+Both servers are up at once and take turns, so that a slow moment of the machine hits both. In a turn each
+client streams answers of a fixed length one after the other, to prompts that no earlier turn had; the first
+byte is timed alone, one client at a time, and among all clients. Prints medians over the turns, with the range.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mixse", type=Path, default=Path("runs/demo/mixse"))
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
+    parser.add_argument("--answers", type=int, default=3, help="of each client in a turn")
     parser.add_argument("--alone", type=int, default=15, help="requests of the lone client in each turn")
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
@@ -130,11 +131,16 @@ async def take_turn(address: str, number: int, arguments: argparse.Namespace) ->
     async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as http:
         alone = [await ask(http, f"{number} alone {each}", tokens=1) for each in range(arguments.alone)]
         start = time.perf_counter()
-        asked = (ask(http, f"{number} together {each}", arguments.tokens) for each in range(arguments.clients))
-        busy = await asyncio.gather(*asked)
+        clients = (ask_on(http, f"{number} together {each}", arguments) for each in range(arguments.clients))
+        busy = [first for client in await asyncio.gather(*clients) for first in client]
         seconds = time.perf_counter() - start
-    tokens = arguments.clients * arguments.tokens
+    tokens = arguments.clients * arguments.answers * arguments.tokens
     return Turn(tokens / seconds, statistics.median(alone), statistics.median(busy))
+
+
+async def ask_on(http: httpx.AsyncClient, topic: str, arguments: argparse.Namespace) -> list[float]:
+    """One client's answers, one after the other; the seconds until each one's first byte."""
+    return [await ask(http, f"{topic} {each}", arguments.tokens) for each in range(arguments.answers)]
 
 
 async def ask(http: httpx.AsyncClient, topic: str, tokens: int) -> float:
@@ -152,7 +158,8 @@ async def ask(http: httpx.AsyncClient, topic: str, tokens: int) -> float:
 def report(turns: dict[str, list[Turn]], arguments: argparse.Namespace) -> None:
     """Both sides and what is between them."""
     bare, served = turns["vLLM"], turns["Ray Serve"]
-    print(f"{arguments.clients} clients, {arguments.tokens} tokens an answer, {arguments.turns} turns")
+    shape = f"{arguments.clients} clients, {arguments.answers} answers each of {arguments.tokens} tokens"
+    print(f"{shape}, {arguments.turns} turns")
     for name, side in turns.items():
         speed = statistics.median(turn.tokens_per_second for turn in side)
         first = statistics.median(turn.first_byte for turn in side) * 1000

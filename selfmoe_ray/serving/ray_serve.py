@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from selfmoe_ray.serving.config import ServeArgs, parse_serve_args
+from selfmoe_ray.serving.cores import keep_off_computing_cores
 from selfmoe_ray.serving.engine import Engine, running_engine, watch
 from selfmoe_ray.serving.http.app import build_app
 from selfmoe_ray.serving.http.auth import read_keys
@@ -43,6 +44,7 @@ class Mixse:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         engine = self.engine = await self.resources.enter_async_context(running_engine(self.args))
+        keep_off_computing_cores()
         # Ray replaces a replica whose process ends; one whose engine is dead would only be found unhealthy.
         self.watch = asyncio.create_task(watch(engine.client, lambda: os._exit(1)))
         return await build_app(engine, self.args, self.keys, SharedRecords(engine.client, self.shared))
