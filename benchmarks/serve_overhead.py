@@ -1,6 +1,6 @@
 """Ray Serve's MiXSE against vLLM's own server on the same checkpoint: throughput and first-byte latency.
 
-    python benchmarks/serve_overhead.py --mixse runs/demo/mixse [--clients 16] [--turns 5]
+    python benchmarks/serve_overhead.py --mixse runs/demo/mixse [--clients 16] [--turns 7]
 
 Both servers are up at once and take turns, so that a slow moment of the machine hits both. In a turn each
 client streams answers of a fixed length one after the other, to prompts that no earlier turn had; the first
@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--mixse", type=Path, default=Path("runs/demo/mixse"))
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
-    parser.add_argument("--answers", type=int, default=3, help="of each client in a turn")
-    parser.add_argument("--alone", type=int, default=15, help="requests of the lone client in each turn")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--answers", type=int, default=2, help="of each client in a turn")
+    parser.add_argument("--alone", type=int, default=20, help="requests of the lone client in each turn")
+    parser.add_argument("--turns", type=int, default=7)
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -21,7 +21,7 @@ PROXY = "ray::ProxyActor"
 def keep_off_computing_cores() -> set[int]:
     """Keep this server, what of its engine computes nothing, and the node's proxy off the workers' cores.
 
-    Returns the cores that are left to them: {} where `RESERVED` is not set, where no worker is pinned, as on a GPU
+    Returns the cores that are left to them: none where `RESERVED` is not set, where no worker is pinned, as on a GPU
     or with VLLM_CPU_OMP_THREADS_BIND=nobind, or where the workers have all cores.
     """
     if not os.environ.get(RESERVED):
@@ -29,7 +29,7 @@ def keep_off_computing_cores() -> set[int]:
     server = psutil.Process()
     allowed = os.sched_getaffinity(0)
     used = {process: cores_of(process) for process in server.children(recursive=True)}
-    pinned = {process: cores for process, cores in used.items() if cores < allowed}
+    pinned = {process: cores for process, cores in used.items() if cores and cores < allowed}
     left = allowed.difference(*pinned.values())
     if not pinned or not left:
         return set()
