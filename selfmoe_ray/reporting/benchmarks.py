@@ -133,12 +133,12 @@ def scaling(scores: dict[tuple[str, str], Row], facts: RunFacts) -> dict[str, An
     first = f"expert-{facts.config.domains[0]}"
     last = len(facts.config.domains)
     experts: dict[str, tuple[str, float]] = {"base": ("MiXSE", 0), first: ("MiXSE", 1), "mixse": ("MiXSE", last)}
-    data = {"mixse": ("MiXSE", 100.0), "instance": ("instance merging", 100.0)}
+    data: dict[str, tuple[str, float]] = {"mixse": ("MiXSE", 100), "instance": ("instance merging", 100)}
     for system in {system for system, _ in scores}:
         if match := _EXPERTS.fullmatch(system):
-            experts[system] = ("MiXSE", float(match[1]))
+            experts[system] = ("MiXSE", int(match[1]))
         if match := _SHARES.fullmatch(system):
-            data[system] = ("MiXSE" if match[1] == "data" else "instance merging", float(match[2]))
+            data[system] = ("MiXSE" if match[1] == "data" else "instance merging", int(match[2]))
     found: dict[str, Any] = {}
     for name, points, least in (("experts", experts, 4), ("data", data, 3)):
         lines = _mean_scores(scores, points) if len(points) >= least else {}
@@ -179,7 +179,7 @@ def draws(rows: Sequence[Row]) -> Table | None:
         Column("system"),
         *(Column(f"draw {number}", "percent") for number in numbers),
         Column("mean", "percent"),
-        Column("SD", "share"),
+        Column("SD", "percent"),
         Column("MiXSE minus it", "points"),
         Column("p (paired t)", "nll"),
     ]
