@@ -30,6 +30,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def command_line(pid: int) -> str:
+    """A process's arguments, which Ray and vLLM make its title; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def wait_for_end(name: str, value: str, seconds: float) -> list[int]:
     """`with_variable`, once that is empty or after so many seconds."""
     deadline = time.monotonic() + seconds

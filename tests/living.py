@@ -6,15 +6,9 @@ from collections.abc import Iterable
 
 import psutil
 
-
-def command_line(process: psutil.Process) -> str:
-    """A process's arguments, which Ray and vLLM make its title; empty where it has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
+from selfmoe_ray.processes import command_line
 
 
 def find_named(name: str, processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Those that live and have a name in their command line."""
-    return [process for process in processes if name in command_line(process)]
+    return [process for process in processes if name in command_line(process.pid)]

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import psutil
 
+from selfmoe_ray.processes import command_line
+
 # Who sets it knows how many cores the processes that deliver tokens need; where it is not set they roam.
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 # The title that Ray gives to Serve's proxy, which is another child of this node's raylet.
@@ -63,11 +65,4 @@ def _threads(process: psutil.Process) -> list[int]:
 
 def _proxies(server: psutil.Process) -> list[psutil.Process]:
     raylet = server.parent()
-    return [each for each in raylet.children() if _title(each).startswith(PROXY)] if raylet else []
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
+    return [each for each in raylet.children() if command_line(each.pid).startswith(PROXY)] if raylet else []

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.living import command_line
+from selfmoe_ray.processes import command_line
 
 CONFIG = Path(__file__).parents[3] / "serve_configs" / "mixse_local.yaml"
 KEY = "key-of-the-tests"
@@ -101,7 +101,7 @@ class Server:
     def processes(self, name: str) -> list[psutil.Process]:
         """The processes of this cluster whose title starts with `name`."""
         found = psutil.Process().children(recursive=True)
-        return [each for each in found if command_line(each).startswith(name)]
+        return [each for each in found if command_line(each.pid).startswith(name)]
 
 
 @dataclass(frozen=True)
