@@ -28,10 +28,10 @@ from typing import Any, cast
 from selfmoe_ray.base_model import BaseModel, load_tokenizer, resolve
 from selfmoe_ray.config import RunConfig, parse_config
 from selfmoe_ray.domains.domain import builtin_names, load_domains
-from selfmoe_ray.events import silent
-from selfmoe_ray.generation.engines import EnginePlan, Pool, engine_kwargs, env_vars, plan_engines
-from selfmoe_ray.generation.selection import DomainState, Part
-from selfmoe_ray.records import Instruction, Phase
+from selfmoe_ray.engine.plan import EnginePlan, Pool, engine_kwargs, env_vars, plan_engines
+from selfmoe_ray.generation.domain_state import DomainState, Part
+from selfmoe_ray.run.events import silent
+from selfmoe_ray.run.records import Instruction, Phase
 
 MAX_TOKENS = 128
 ANSWER = "turn:"
@@ -142,8 +142,8 @@ def run_pipeline(
     arguments: argparse.Namespace, config: RunConfig, base: BaseModel, plan: EnginePlan, repeats: Iterable[int]
 ) -> dict[int, Rates]:
     """Each repeat through a warmed engine pool."""
-    from selfmoe_ray.generation.ray_generate import EnginePools
-    from selfmoe_ray.ray_session import ray_session
+    from selfmoe_ray.generation.ray_stage import EnginePools
+    from selfmoe_ray.machines.ray_session import ray_session
 
     turns: dict[int, Rates] = {}
     with ray_session(), EnginePools(config, base, plan, silent) as pools:

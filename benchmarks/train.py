@@ -24,9 +24,9 @@ import psutil
 from selfmoe_ray.base_model import load_model, load_tokenizer, resolve
 from selfmoe_ray.config import MixtureConfig, OptimizerConfig
 from selfmoe_ray.domains.domain import builtin_names, load_domain
-from selfmoe_ray.records import Example
+from selfmoe_ray.run.records import Example
 from selfmoe_ray.training.dataset import TokenizedRow, tokenize_all
-from selfmoe_ray.training.plan import Schedule, make_schedule, micro_batches, step_rows
+from selfmoe_ray.training.schedule import Schedule, make_schedule, micro_batches, step_rows
 
 MAX_LENGTH = 384
 MICRO_BATCH = 8

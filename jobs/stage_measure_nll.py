@@ -1,6 +1,6 @@
 """Everything up to the first measure."""
 
-from selfmoe_ray.command import main
+from selfmoe_ray.commands.run import main
 
 if __name__ == "__main__":
     main(last="measure")

@@ -1,6 +1,6 @@
 """Generate examples and train the experts."""
 
-from selfmoe_ray.command import main
+from selfmoe_ray.commands.run import main
 
 if __name__ == "__main__":
     main(last="experts")

@@ -1,6 +1,6 @@
 """Generate, train the experts, train the router."""
 
-from selfmoe_ray.command import main
+from selfmoe_ray.commands.run import main
 
 if __name__ == "__main__":
     main(last="router")

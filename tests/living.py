@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import psutil
 
-from selfmoe_ray.processes import command_line
+from selfmoe_ray.machines.processes import command_line
 
 
 def find_named(name: str, processes: Iterable[psutil.Process]) -> list[psutil.Process]:

@@ -5,7 +5,7 @@ import sys
 
 import psutil
 
-from selfmoe_ray.processes import is_alive
+from selfmoe_ray.machines.processes import is_alive
 from tests.living import find_named
 
 

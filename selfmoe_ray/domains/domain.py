@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.records import Seed
+from selfmoe_ray.run.records import Seed
 
 Shape = Literal["multiple_choice", "python_function", "worked_solution", "single_answer", "free"]
 SHAPES: tuple[str, ...] = get_args(Shape)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from selfmoe_ray.evaluation.benchmarks import split_draw
 from selfmoe_ray.evaluation.main_table import main_table, read_cells
-from selfmoe_ray.evaluation.systems import MIXSE
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.mixture.systems import MIXSE
+from selfmoe_ray.run.run_dir import RunDir
 
 BASES = "eval/bases.json"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from selfmoe_ray.evaluation.benchmarks import split_draw
 from selfmoe_ray.evaluation.main_table import Cell
-from selfmoe_ray.evaluation.systems import MIXSE
+from selfmoe_ray.mixture.systems import MIXSE
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from unittest import mock
 
 import numpy as np
 
-from selfmoe_ray.distributions import find_distribution
+from selfmoe_ray.engine.routing_log import LOG
+from selfmoe_ray.engine.vllm_plugin.requests import GATE_KEY
+from selfmoe_ray.engine.vllm_plugin.trace import ROUTING_KEY
 from selfmoe_ray.evaluation import harness
-from selfmoe_ray.serving.routing import LOG
-from selfmoe_ray.serving.vllm_plugin.requests import GATE_KEY
-from selfmoe_ray.serving.vllm_plugin.trace import ROUTING_KEY
+from selfmoe_ray.machines.packages import find_distribution
 
 
 def _version(distribution: str, version: Callable[[str], str] = metadata.version) -> str:

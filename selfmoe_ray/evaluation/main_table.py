@@ -12,8 +12,8 @@ from typing import Any
 from selfmoe_ray.evaluation import statistics
 from selfmoe_ray.evaluation.harness import item_id
 from selfmoe_ray.evaluation.statistics import Comparison, compare, holm
-from selfmoe_ray.evaluation.systems import BASE
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.mixture.systems import BASE
+from selfmoe_ray.run.run_dir import RunDir
 
 TABLE = "tables/main.csv"
 

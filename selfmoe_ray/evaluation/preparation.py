@@ -10,8 +10,8 @@ from selfmoe_ray.evaluation.benchmarks import Benchmark, draw_name
 from selfmoe_ray.evaluation.contamination import find_overlaps
 from selfmoe_ray.evaluation.harness import LoadedBenchmark, load_benchmark
 from selfmoe_ray.evaluation.tasks import TaskSource, check_names, task_manager
-from selfmoe_ray.events import Emit
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.events import Emit
+from selfmoe_ray.run.run_dir import RunDir
 
 LEAKED = "eval/leaked.json"
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.evaluation.variants import Variant
-from selfmoe_ray.events import Emit
-from selfmoe_ray.run_dir import VariantDir
+from selfmoe_ray.run.events import Emit
+from selfmoe_ray.run.run_dir import VariantDir
 from selfmoe_ray.training.mixse import assemble, mixse_manifest
-from selfmoe_ray.training.ray_train import train_experts, train_jointly, train_router
+from selfmoe_ray.training.ray_stage import train_experts, train_jointly, train_router
 
 
 def train_variants(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.benchmarks import TARGETED, UNTARGETED
-from selfmoe_ray.evaluation.systems import ALL, BASE, EXPERTS, MIXSE, RANDOM, expert_system
 from selfmoe_ray.evaluation.variants import INSTANCE, JOINT, SEEDS
 from selfmoe_ray.mixture.merging import METHODS
+from selfmoe_ray.mixture.systems import ALL, BASE, EXPERTS, MIXSE, RANDOM, expert_system
 
 TARGETS = tuple(benchmark.name for benchmark in TARGETED)
 OTHERS = tuple(benchmark.name for benchmark in UNTARGETED)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfmoe_ray.base_model.gguf import cache_root
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation import lm_eval_metrics
 from selfmoe_ray.evaluation.benchmarks import Benchmark, preset
-from selfmoe_ray.gguf import cache_root
 
 # What lm-eval takes where no seed is given.
 FEWSHOT_SEED = 1234

@@ -9,7 +9,7 @@ from typing import Literal
 
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.run_dir import RunDir, VariantDir
+from selfmoe_ray.run.run_dir import RunDir, VariantDir
 
 INSTANCE = "instance"
 JOINT = "joint"

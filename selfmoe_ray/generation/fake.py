@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from selfmoe_ray.generation.selection import Part, Prompt
-from selfmoe_ray.records import Completion
+from selfmoe_ray.generation.domain_state import Part, Prompt
+from selfmoe_ray.run.records import Completion
 
 _SYLLABLES = ("ba", "ke", "lo", "mi", "nu", "pa", "ri", "so", "tu", "va")
 _WORDS = [first + second for first in _SYLLABLES for second in _SYLLABLES]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from selfmoe_ray.domains.domain import Domain
-from selfmoe_ray.records import Seed
+from selfmoe_ray.run.records import Seed
 
 TASK_HEADER = "### Task"
 INSTRUCTION_LABEL = "Instruction:"

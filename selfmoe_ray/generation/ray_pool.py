@@ -13,11 +13,11 @@ from ray.data.datasource import Datasource, ReadTask
 
 from selfmoe_ray.base_model import load_tokenizer
 from selfmoe_ray.config import BrainstormConfig, GenerationConfig, RespondConfig, RunConfig
+from selfmoe_ray.engine.plan import FINAL_ONLY_KEY, concurrent_requests
 from selfmoe_ray.generation import prompts
-from selfmoe_ray.generation.engines import FINAL_ONLY_KEY, concurrent_requests
-from selfmoe_ray.generation.selection import Part
-from selfmoe_ray.ray_session import beside_driver
-from selfmoe_ray.records import Completion, Phase
+from selfmoe_ray.generation.domain_state import Part
+from selfmoe_ray.machines.ray_session import beside_driver
+from selfmoe_ray.run.records import Completion, Phase
 
 _ROWS_PER_BLOCK = 8
 # Columns of ray.data.llm's stages.

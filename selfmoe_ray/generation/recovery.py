@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.generation.selection import Part, Prompt
-from selfmoe_ray.records import Completion
+from selfmoe_ray.generation.domain_state import Part, Prompt
+from selfmoe_ray.run.records import Completion
 
 # Prompts of a chunk, by how often the pool has died in a row over the same prompts; None: all there are.
 _CHUNKS = (None, 32, 1)

@@ -29,6 +29,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ROUTER_WEIGHTS = "router.safetensors"
 EXPERTS = "experts"
+# Of the architecture that a mixture has in vLLM, before its base's.
+ARCHITECTURE_PREFIX = "Mixse"
 
 
 def _adapter_key(module: str, matrix: str) -> str:
@@ -135,7 +137,7 @@ def _write_base_files(spec: MixtureSpec, folder: Path, base: BaseModel) -> None:
     if (Path(base.path) / "generation_config.json").exists():
         GenerationConfig.from_pretrained(base.path).save_pretrained(str(folder))
     config = AutoConfig.from_pretrained(base.path).to_dict()
-    config["architectures"] = [f"Mixse{name}" for name in config["architectures"]]
+    config["architectures"] = [f"{ARCHITECTURE_PREFIX}{name}" for name in config["architectures"]]
     config["mixse"] = spec.model_dump(mode="json")
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

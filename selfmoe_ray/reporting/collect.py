@@ -8,8 +8,8 @@ from typing import Any
 
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
-from selfmoe_ray.records import Example, Reject
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.records import Example, Reject
+from selfmoe_ray.run.run_dir import RunDir
 
 SAMPLES_PER_DOMAIN = 4
 PHASES = ("brainstorm", "respond")

@@ -11,11 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.reporting import figures, tables
-from selfmoe_ray.reporting.benchmarks import benchmark_parts
+from selfmoe_ray.reporting.benchmark_tables import benchmark_parts
 from selfmoe_ray.reporting.collect import RunFacts, collect
 from selfmoe_ray.reporting.tables import Table
 from selfmoe_ray.reporting.verdict import verdict, warnings
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.run_dir import RunDir
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Routing is shown for one row set, the first of these that was measured.

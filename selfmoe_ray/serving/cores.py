@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import psutil
 
-from selfmoe_ray.processes import command_line
+from selfmoe_ray.machines.processes import command_line
 
 # Who sets it knows how many cores the processes that deliver tokens need; where it is not set they roam.
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"

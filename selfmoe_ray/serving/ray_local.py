@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.ray_session import ray_session
+from selfmoe_ray.machines.ray_session import ray_session
 from selfmoe_ray.serving.config import ServeArgs, parse_serve_args
 
 REASON_LINES = 12

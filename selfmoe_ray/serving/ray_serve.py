@@ -14,11 +14,11 @@ from starlette.types import ASGIApp
 
 from selfmoe_ray.serving.config import ServeArgs, parse_serve_args
 from selfmoe_ray.serving.cores import keep_off_computing_cores
-from selfmoe_ray.serving.engine import Engine, running_engine, watch
 from selfmoe_ray.serving.http.app import build_app
 from selfmoe_ray.serving.http.auth import read_keys
 from selfmoe_ray.serving.http.errors import RETRY_AFTER_SECONDS
 from selfmoe_ray.serving.http.records import RecordStore, RoutingRecords
+from selfmoe_ray.serving.server import Engine, running_engine, watch
 
 # What a config's `deployments` section may change.
 DEPLOYMENT: dict[str, Any] = {

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from selfmoe_ray.domains.prompt import format_prompt
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.records import Example
-from selfmoe_ray.training.template import format_prompt
+from selfmoe_ray.run.records import Example
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow, collate
-from selfmoe_ray.training.plan import Schedule, StepRow, micro_batches, step_rows
+from selfmoe_ray.training.schedule import Schedule, StepRow, micro_batches, step_rows
 
 CHECKPOINT_TAG = "state"
 

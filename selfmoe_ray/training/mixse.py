@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import RunConfig
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.run_dir import RunDir
 from selfmoe_ray.training.stage import Expected
 
 

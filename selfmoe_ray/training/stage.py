@@ -8,8 +8,8 @@ from typing import Any
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.records import Example
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.records import Example
+from selfmoe_ray.run.run_dir import RunDir
 from selfmoe_ray.training.dataset import draw_share, split_held_out
 
 Expected = tuple[dict[str, Any], dict[str, str]]

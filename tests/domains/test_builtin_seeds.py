@@ -16,7 +16,7 @@ from selfmoe_ray.config import FilterConfig
 from selfmoe_ray.domains.domain import SHAPES, builtin_names, load_domain
 from selfmoe_ray.generation.filters import check_response, check_task
 from selfmoe_ray.generation.shapes import SHAPES as CHECKED_SHAPES
-from selfmoe_ray.records import Seed
+from selfmoe_ray.run.records import Seed
 
 BUILTIN = ["coding", "knowledge", "math", "reasoning"]
 KNOWLEDGE = load_domain("knowledge").seeds

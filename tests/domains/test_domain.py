@@ -11,7 +11,7 @@ import yaml
 
 from selfmoe_ray.domains.domain import Domain, load_domain, load_domains, split_seeds
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.records import Seed
+from selfmoe_ray.run.records import Seed
 
 SETTINGS = {
     "name": "cooking",

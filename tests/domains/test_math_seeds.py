@@ -11,7 +11,7 @@ from itertools import combinations, count, pairwise, permutations, product
 import pytest
 
 from selfmoe_ray.domains.domain import load_domain
-from selfmoe_ray.records import Seed
+from selfmoe_ray.run.records import Seed
 
 SEEDS = load_domain("math").seeds
 # What ends a chain of equal terms: punctuation, or a word (with its argument, as in log2(4)).

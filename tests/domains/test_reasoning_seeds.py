@@ -11,7 +11,7 @@ from itertools import count, permutations, product
 import pytest
 
 from selfmoe_ray.domains.domain import load_domain
-from selfmoe_ray.records import Seed
+from selfmoe_ray.run.records import Seed
 
 SEEDS = load_domain("reasoning").seeds
 

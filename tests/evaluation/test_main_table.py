@@ -11,7 +11,7 @@ import pytest
 
 from selfmoe_ray.evaluation.main_table import main_table, read_cells, to_csv, to_text
 from selfmoe_ray.evaluation.statistics import score
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.run_dir import RunDir
 
 ORDER = ["base", "expert-math", "mixse"]
 

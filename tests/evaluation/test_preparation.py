@@ -11,9 +11,9 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.benchmarks import Benchmark
 from selfmoe_ray.evaluation.preparation import find_leaked, load_benchmarks, read_leaked
 from selfmoe_ray.evaluation.tasks import TaskSource
-from selfmoe_ray.events import silent
-from selfmoe_ray.records import Example
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.events import silent
+from selfmoe_ray.run.records import Example
+from selfmoe_ray.run.run_dir import RunDir
 from tests.evaluation.tiny_tasks import ROWS, write_tiny_tasks
 
 

@@ -4,18 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selfmoe_ray.evaluation.statistics import (
-    Estimate,
-    compare,
-    holm,
-    mcnemar,
-    mean,
-    mean_over_domains,
-    paired_bootstrap,
-    paired_difference,
-    score,
-    wilson_interval,
-)
+from selfmoe_ray.evaluation.statistics import compare, holm, mcnemar, paired_bootstrap, score, wilson_interval
+from selfmoe_ray.measure.statistics import Estimate, mean, mean_over_domains, paired_difference
 
 OURS = {"a": 1.0, "b": 2.0, "c": 4.5}
 THEIRS = {"c": 5.0, "a": 1.5, "b": 2.2}

@@ -13,7 +13,7 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.studies import OTHERS, STUDIES, TARGETS, Evaluations, plan_studies, select_studies
 from selfmoe_ray.evaluation.systems import select_systems
 from selfmoe_ray.mixture.spec import MixtureSpec
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.run_dir import RunDir
 
 EXPERTS = ("knowledge", "reasoning", "math", "coding")
 SPEC = MixtureSpec(experts=EXPERTS, ranks=(2,) * 4, alphas=(4.0,) * 4)

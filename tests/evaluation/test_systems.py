@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from selfmoe_ray.config import RunConfig
+from selfmoe_ray.engine.vllm_plugin.gates import parse_gate
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.evaluation.systems import requested_gates, select_systems
+from selfmoe_ray.evaluation.systems import select_systems
 from selfmoe_ray.mixture.spec import MixtureSpec
-from selfmoe_ray.serving.vllm_plugin.gates import parse_gate
+from selfmoe_ray.mixture.systems import requested_gates
 
 CONFIG = RunConfig(domains=["math", "coding"])
 SPEC = MixtureSpec(experts=("math", "coding"), ranks=(2, 2), alphas=(4.0, 4.0))

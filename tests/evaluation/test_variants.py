@@ -7,7 +7,7 @@ import pytest
 from selfmoe_ray.config import RunConfig, TrainingConfig
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.variants import Variant, find_variant
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.run_dir import RunDir
 
 DOMAINS = ["knowledge", "reasoning", "math", "coding"]
 CONFIG = RunConfig(training=TrainingConfig(sources=["synthetic", "seeds"], synthetic_share=0.5))

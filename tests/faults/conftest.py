@@ -20,8 +20,8 @@ import psutil
 import pytest
 import yaml
 
-from selfmoe_ray.processes import with_variable
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.machines.processes import with_variable
+from selfmoe_ray.run.run_dir import RunDir
 from tests.faults.chatty import save_chatty_model, save_domain
 from tests.faults.engine_faults import install_into
 from tests.living import find_named

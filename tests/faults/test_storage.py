@@ -18,7 +18,7 @@ def test_a_run_on_an_object_store_waits_for_it_and_is_served_from_it(
     make_run: Callable[[str], Run], s3_root: str, s3_server: Any
 ) -> None:
     from selfmoe_ray.mixture.checkpoint import read_spec
-    from selfmoe_ray.serving.engine import local_checkpoint
+    from selfmoe_ray.serving.server import local_checkpoint
 
     run = make_run("remote")
     run.config["root"] = s3_root

@@ -11,7 +11,7 @@ from selfmoe_ray.generation.prompts import (
     respond_prompt,
     sampling_seed,
 )
-from selfmoe_ray.records import Seed
+from selfmoe_ray.run.records import Seed
 
 SEEDS = tuple(Seed(f"Count to {n}.", "aloud" if n % 2 else "", f"One to {n}.") for n in range(8))
 DOMAIN = Domain("sums", "The tasks are sums.", ("Short.", "True."), "Answer in a word.", "free", SEEDS)

@@ -13,11 +13,11 @@ import pytest
 
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import parse_config
-from selfmoe_ray.events import silent
-from selfmoe_ray.generation.engines import concurrent_requests, plan_engines
-from selfmoe_ray.generation.ray_generate import EnginePools
+from selfmoe_ray.engine.plan import concurrent_requests, plan_engines
+from selfmoe_ray.generation.domain_state import Part, Prompt
 from selfmoe_ray.generation.ray_pool import EngineJob
-from selfmoe_ray.generation.selection import Part, Prompt
+from selfmoe_ray.generation.ray_stage import EnginePools
+from selfmoe_ray.run.events import silent
 
 # Prompts that an engine works on at once, and the seconds that each takes.
 BATCH, SECONDS = 8, 1.0

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.generation.domain_state import Part, Prompt
 from selfmoe_ray.generation.recovery import Recovery
-from selfmoe_ray.generation.selection import Part, Prompt
-from selfmoe_ray.records import Completion
+from selfmoe_ray.run.records import Completion
 
 IN_FLIGHT = 40
 

@@ -112,7 +112,7 @@ def test_a_relative_root_is_refused_in_a_submitted_job(head: dict[str, str], tmp
 
 @pytest.mark.slow
 def test_the_doctor_looks_at_every_node_as_a_submitted_job(head: dict[str, str], tmp_path: Path) -> None:
-    doctor = ("-m", "selfmoe_ray.doctor")
+    doctor = ("-m", "selfmoe_ray.commands.doctor")
     done = submit(head, "--root", str(tmp_path), program=doctor)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     for found in ("cluster: 1 nodes answered", f"storage: {tmp_path} can be written", "auth: RAY_AUTH_MODE=token"):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from selfmoe_ray.config import RunConfig, parse_config
-from selfmoe_ray.records import Example, Reject
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.records import Example, Reject
+from selfmoe_ray.run.run_dir import RunDir
 
 DOMAINS = ["math", "coding"]
 HOSTILE = "<script>alert('x')</script> & <b>bold</b>"

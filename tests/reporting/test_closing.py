@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfmoe_ray.reporting.closing import closing
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.run_dir import RunDir
 
 
 def test_closing_shows_an_answer_its_experts_and_the_reports_place(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from selfmoe_ray.reporting.page import write_report
-from selfmoe_ray.run_dir import RunDir
+from selfmoe_ray.run.run_dir import RunDir
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

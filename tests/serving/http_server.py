@@ -9,10 +9,10 @@ import sys
 import uvicorn
 
 from selfmoe_ray.serving.config import parse_serve_args
-from selfmoe_ray.serving.engine import running_engine
 from selfmoe_ray.serving.http.app import build_app
 from selfmoe_ray.serving.http.auth import read_keys
 from selfmoe_ray.serving.http.records import RoutingRecords
+from selfmoe_ray.serving.server import running_engine
 
 
 async def main(settings: str, port: str) -> None:

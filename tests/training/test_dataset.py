@@ -1,10 +1,10 @@
 import pytest
 from transformers import AutoTokenizer
 
+from selfmoe_ray.domains.prompt import format_prompt
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.records import Example
+from selfmoe_ray.run.records import Example
 from selfmoe_ray.training.dataset import IGNORED, collate, draw_share, split_held_out, tokenize, tokenize_all
-from selfmoe_ray.training.template import format_prompt
 
 
 @pytest.fixture(scope="module")

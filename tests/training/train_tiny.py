@@ -14,7 +14,7 @@ from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow
 from selfmoe_ray.training.loop import Learner, LoopSettings, TrainingLoop, domain_gate, import_deepspeed
-from selfmoe_ray.training.plan import make_schedule
+from selfmoe_ray.training.schedule import make_schedule
 
 ROWS = {"ant": 11, "bee": 5, "cat": 2}
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, epochs=2, batch_size=4)

@@ -11,7 +11,6 @@ from starlette.types import ASGIApp
 
 import selfmoe_ray
 from selfmoe_ray.serving.config import ServeArgs
-from selfmoe_ray.serving.engine import Engine
 from selfmoe_ray.serving.http.auth import BearerKeys
 from selfmoe_ray.serving.http.completions import ERRORS, completion_routes, name_answers_after_requests
 from selfmoe_ray.serving.http.errors import OpenAIErrors, Refused, error_response
@@ -19,6 +18,7 @@ from selfmoe_ray.serving.http.limits import BodyLimit
 from selfmoe_ray.serving.http.playground import mount_playground
 from selfmoe_ray.serving.http.records import RoutingRecords
 from selfmoe_ray.serving.metrics import routing_metrics
+from selfmoe_ray.serving.server import Engine
 
 VLLM_PATHS = ("/health", "/tokenize", "/detokenize")
 

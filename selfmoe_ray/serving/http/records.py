@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from selfmoe_ray.serving.routing import LOG
+from selfmoe_ray.engine.routing_log import LOG
 
 MAX_BYTES = 64 * 2**20
 MAX_SECONDS = 600.0

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from selfmoe_ray.processes import command_line
+from selfmoe_ray.machines.processes import command_line
 
 CONFIG = Path(__file__).parents[3] / "serve_configs" / "mixse_local.yaml"
 KEY = "key-of-the-tests"

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from selfmoe_ray.training.template import format_prompt
+from selfmoe_ray.domains.prompt import format_prompt
 
 pytestmark = [pytest.mark.serving, pytest.mark.timeout(600)]
 

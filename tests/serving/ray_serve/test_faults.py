@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from selfmoe_ray.processes import is_alive
+from selfmoe_ray.machines.processes import is_alive
 
 pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
 

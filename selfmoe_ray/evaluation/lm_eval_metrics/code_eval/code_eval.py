@@ -14,7 +14,7 @@ import datasets
 import evaluate
 
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.evaluation.sandbox import Limits, run_program
+from selfmoe_ray.sandbox.program import Limits, run_program
 
 Result = dict[str, Any]
 

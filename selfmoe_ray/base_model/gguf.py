@@ -1,0 +1,169 @@
+"""GGUF files become checkpoint directories: once per content, locked, atomic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfmoe_ray.base_model.fingerprint import weights_hash
+from selfmoe_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Part of the cache key; raise it when the same file would convert to something else.
+CONVERSION = 1
+RECORD = "conversion.json"
+
+
+def cache_root() -> Path:
+    """Where converted models are kept: $SELFMOE_RAY_CACHE, else ~/.cache/selfmoe_ray."""
+    return Path(os.environ.get("SELFMOE_RAY_CACHE") or Path.home() / ".cache" / "selfmoe_ray")
+
+
+def converted(parts: Sequence[Path], name: str) -> Path:
+    """The checkpoint directory of a GGUF file, converted on first use.
+
+    parts: the file, or consecutive pieces of it. name: a readable prefix of the directory's name;
+    the rest is a hash of the content, so that equal files share a directory wherever they lie.
+    A directory that no longer agrees with what was recorded at its conversion is made anew.
+    Processes that ask at once wait for the one that converts. Raises UserError for a file that
+    cannot be converted and for a full disk.
+    """
+    from filelock import FileLock
+
+    source = _sha256(parts)
+    key = f"{name}-{source[:12]}-v{CONVERSION}"
+    folder = cache_root() / "models" / key
+    if _intact(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{key}.lock"):
+            if not _intact(folder):
+                _convert_atomically(parts, folder, source)
+    except OSError as error:
+        raise UserError(
+            f"base_model: cannot write the converted model to {folder} ({error.strerror or error}); "
+            "make room there or point SELFMOE_RAY_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        return _describe(folder) == record["files"]
+    except (OSError, ValueError, KeyError, UserError):
+        return False
+
+
+def _describe(folder: Path) -> dict[str, str]:
+    """Small files by their whole content, weights by their fingerprint: seconds even for tens of GB."""
+    small = sorted(path for path in folder.iterdir() if path.name != RECORD and path.suffix != ".safetensors")
+    return {"weights": weights_hash(folder), **{path.name: _sha256([path]) for path in small}}
+
+
+def _convert_atomically(parts: Sequence[Path], folder: Path, source: str) -> None:
+    # Holding the lock means that no other process writes here: what lies there is a dead one's.
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.mkdir()
+    print(f"Converting {folder.name} to a checkpoint in {folder.parent} (once)", file=sys.stderr, flush=True)
+    try:
+        _convert(parts, partial)
+        record = {"source_sha256": source, "files": _describe(partial)}
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _convert(parts: Sequence[Path], out: Path) -> None:
+    file = parts[0] if len(parts) == 1 else _joined(parts, out / "joined.gguf")
+    try:
+        metadata = _metadata(file)
+        tokenizer = _tokenizer(file, metadata)
+        model = _model(file)
+        _set_end_of_turn(model, metadata)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    except Exception as error:
+        # gguf and transformers raise whatever a malformed or unsupported file happens to trip;
+        # an errno marks the operating system's own errors (a full disk, no permission).
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(
+            f"base_model: {file} could not be converted: {error}. It must be a GGUF file of an "
+            "architecture that transformers can read"
+        ) from error
+    if len(parts) > 1:
+        file.unlink()
+
+
+def _model(file: Path) -> PreTrainedModel:
+    """The dequantised model, in bfloat16.
+
+    A block of 4-bit weights stands for bfloat16 originals with an error of some percent, beside
+    which bfloat16's 0.2% does not count (SmolLM2: mean response NLL 1.50251 against 1.50256); it halves
+    the files, and every later dtype starts from the same values.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+
+
+def _tokenizer(file: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # transformers does not carry this flag over; files without it mean yes for SentencePiece vocabularies.
+    sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    if metadata.get("tokenizer.ggml.add_bos_token", sentencepiece):
+        tokenizer.add_bos_token = True
+    return tokenizer
+
+
+def _set_end_of_turn(model: PreTrainedModel, metadata: dict[str, Any]) -> None:
+    """Let generation also stop at the token that ends a turn, which transformers does not carry over."""
+    end, end_of_turn = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    if end_of_turn is not None and end_of_turn != end and model.generation_config is not None:
+        model.generation_config.eos_token_id = [token for token in (end, end_of_turn) if token is not None]
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    """The file's key-values, long arrays left out."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    return {name: field.contents() for name, field in fields.items() if len(field.data) == 1}
+
+
+def _joined(parts: Sequence[Path], target: Path) -> Path:
+    with target.open("wb") as joined:
+        for part in parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, joined, 1 << 20)
+    return target
+
+
+def _sha256(parts: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as piece:
+            while block := piece.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""The evaluation of a run from its folder to its tables: what `jobs/eval.py` does."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfmoe_ray.base_model import resolve
+from selfmoe_ray.config import RunConfig, parse_config
+from selfmoe_ray.domains.domain import load_domains
+from selfmoe_ray.errors import UserError
+from selfmoe_ray.evaluation.benchmark_routing import benchmarks_to_trace, keep_routing, spread
+from selfmoe_ray.evaluation.benchmarks import select_benchmarks
+from selfmoe_ray.evaluation.cells import Cell, Evaluation, EvaluationSettings
+from selfmoe_ray.evaluation.harness import LoadedBenchmark
+from selfmoe_ray.evaluation.preparation import find_leaked, load_benchmarks
+from selfmoe_ray.evaluation.systems import System, select_systems
+from selfmoe_ray.evaluation.tasks import TaskSource
+from selfmoe_ray.machines.ray_session import check_root, ray_session
+from selfmoe_ray.mixture.checkpoint import read_spec
+from selfmoe_ray.mixture.merging import METHODS, MergeConfig, merge_mixture
+from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.mixture.systems import MIXSE
+from selfmoe_ray.run.events import Emit, EventLog
+from selfmoe_ray.run.lease import held
+from selfmoe_ray.run.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for; it has the defaults, but for the last two, which studies do not ask for.
+
+    dtype: None for the run's own. traced_items: of each benchmark.
+    """
+
+    run: str
+    systems: Sequence[str]
+    tasks: Sequence[str]
+    source: TaskSource
+    merge: MergeConfig
+    limit: int | None
+    num_fewshot: int | None
+    shard_size: int
+    dtype: str | None
+    max_model_len: int
+    traced_items: int
+    verbose: bool
+    draws: int = 1
+    redo: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with one mixture: the cells to answer, and the benchmarks to trace its routing on."""
+
+    evaluation: Evaluation
+    traced: Sequence[LoadedBenchmark]
+
+    def __bool__(self) -> bool:
+        return bool(self.evaluation.unfinished or self.traced)
+
+
+def evaluate_run(options: Options) -> str:
+    """Evaluate what is not evaluated yet; returns the run's folder.
+
+    Raises UserError for everything that the user can mend, before an engine starts, and where another job is at
+    work on the run.
+    """
+    run_dir, config = open_run(options.run)
+    spec = read_mixture(run_dir)
+    systems = select_systems(options.systems, spec, config)
+    with held(run_dir.storage), run_dir.storage.open_append(run_dir.EVENTS) as append:
+        emit = EventLog(append)
+        chosen = select_benchmarks(options.tasks, options.limit, options.num_fewshot)
+        benchmarks = load_benchmarks(chosen, options.source, options.draws, emit)
+        find_leaked(benchmarks, run_dir, emit)
+        _delete(options.redo, systems, benchmarks, run_dir)
+        _train(systems, config, run_dir, options.verbose, emit)
+        works = _plan(options, config, run_dir, systems, benchmarks, emit)
+        if any(works.values()):
+            with ray_session(options.verbose):
+                for mixture, work in works.items():
+                    if work:
+                        _evaluate(mixture, work, options, config, run_dir, emit)
+    return run_dir.storage.path()
+
+
+def read_mixture(run_dir: RunDir) -> MixtureSpec:
+    """The spec of a run's finished mixture. Raises UserError where it is not finished."""
+    run_dir.manifest_hash(run_dir.MIXSE)
+    with run_dir.storage.local_folder_to_read(run_dir.MIXSE) as folder:
+        return read_spec(folder)
+
+
+def open_run(run: str) -> tuple[RunDir, RunConfig]:
+    """A run's folder and the config that it was last taken up with. Raises UserError where there is none."""
+    import yaml
+
+    root, _, name = run.rstrip("/").rpartition("/")
+    check_root(root or ".")
+    run_dir = RunDir(root or ".", name)
+    try:
+        values = yaml.safe_load(run_dir.storage.read_bytes(run_dir.CONFIG))
+    except FileNotFoundError:
+        raise UserError(f"--run: {run_dir.storage.path()} is no run: it has no {run_dir.CONFIG}") from None
+    return run_dir, parse_config(values, run_dir.storage.path(run_dir.CONFIG))
+
+
+def _delete(
+    redo: Sequence[str], systems: Mapping[str, System], benchmarks: Sequence[LoadedBenchmark], run_dir: RunDir
+) -> None:
+    names = [each.benchmark.name for each in benchmarks]
+    folders = {f"{system}/{name}": [run_dir.evaluation(system, name)] for name in names for system in systems}
+    folders[run_dir.MERGED] = [run_dir.MERGED, *(f"eval/{method}" for method in METHODS)]
+    trained = [name for name, system in systems.items() if system.variant]
+    folders |= {run_dir.variant(name): [run_dir.variant(name), f"eval/{name}"] for name in trained}
+    for name in redo:
+        if name not in folders:
+            raise UserError(f"--redo: {name!r} is not asked for; it must be one of {', '.join(folders)}")
+        for folder in folders[name]:
+            run_dir.storage.delete(folder)
+
+
+def _train(systems: Mapping[str, System], config: RunConfig, run_dir: RunDir, verbose: bool, emit: Emit) -> None:
+    """Train the variants that are asked for and not trained yet."""
+    variants = [system.variant for system in systems.values() if system.variant]
+    if not variants:
+        return
+    from selfmoe_ray.evaluation.ray_variants import train_variants
+
+    folders = [variant.folder(run_dir) for variant in variants]
+    is_all_there = all(folder.read_manifest(folder.MIXSE) for folder in folders)
+    base = resolve(config.base_model, config.trust_remote_code)
+    with contextlib.nullcontext() if is_all_there else ray_session(verbose):
+        train_variants(list(zip(variants, folders, strict=True)), load_domains(config.domains), base, emit)
+
+
+def _plan(
+    options: Options,
+    config: RunConfig,
+    run_dir: RunDir,
+    systems: Mapping[str, System],
+    benchmarks: Sequence[LoadedBenchmark],
+    emit: Emit,
+) -> dict[str, Work]:
+    """The work of each mixture, by its folder; benchmark by benchmark, so that comparisons are there early."""
+    works = {}
+    for mixture in dict.fromkeys(system.mixture for system in systems.values()):
+        if mixture == run_dir.MERGED:
+            _merge(options.merge, config, run_dir, emit)
+        settings = EvaluationSettings(
+            mixture=run_dir.manifest_hash(mixture),
+            dtype=options.dtype or config.generation.dtype,
+            max_model_len=_max_model_len(options, run_dir),
+        )
+        gates = {name: system.gate for name, system in systems.items() if system.mixture == mixture}
+        cells = [Cell(system, gate, benchmark) for benchmark in benchmarks for system, gate in gates.items()]
+        plan = Evaluation(cells, settings, run_dir, emit)
+        traced = benchmarks_to_trace(benchmarks, options.traced_items, run_dir) if MIXSE in gates else []
+        works[mixture] = Work(plan, traced)
+        missing = sum(len(cell.missing) for cell in plan.unfinished)
+        emit("eval", message=f"{mixture}: {len(plan.unfinished)} of {len(cells)} to do", items=missing)
+    return works
+
+
+def _merge(merge: MergeConfig, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:
+    """Make the mixture of merges where it is not made yet."""
+    start = time.monotonic()
+    settings = {"merge": merge.model_dump(mode="json")}
+    inputs = {run_dir.MIXSE: run_dir.manifest_hash(run_dir.MIXSE)}
+    if run_dir.is_done(run_dir.MERGED, settings, inputs, redo=run_dir.MERGED):
+        return
+    emit("eval", message="merging the experts", density=merge.density)
+    base = resolve(config.base_model, config.trust_remote_code)
+    storage = run_dir.storage
+    with (
+        storage.local_folder_to_read(run_dir.MIXSE) as mixse,
+        storage.local_folder_to_write(run_dir.MERGED) as folder,
+    ):
+        merge_mixture(mixse, folder, merge, base)
+    run_dir.write_manifest(run_dir.MERGED, settings, inputs, {"adapters": len(METHODS)}, time.monotonic() - start)
+
+
+def _max_model_len(options: Options, run_dir: RunDir) -> int:
+    longest: Any = run_dir.storage.read_json(f"{run_dir.MIXSE}/config.json").get("max_position_embeddings")
+    return min(options.max_model_len, longest or options.max_model_len)
+
+
+def _evaluate(mixture: str, work: Work, options: Options, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:
+    from selfmoe_ray.evaluation.ray_engines import start_engines
+
+    settings = work.evaluation.settings
+    emit("eval", message=f"starting engines of {mixture}")
+    with start_engines(config, run_dir.storage.path(), mixture, settings.dtype, settings.max_model_len) as engines:
+        work.evaluation.run(engines.answer, options.shard_size)
+        for benchmark in work.traced:
+            routing = engines.trace(benchmark.first_requests(spread(benchmark.items, options.traced_items)))
+            keep_routing(benchmark, options.traced_items, routing, run_dir)
+            emit("eval", message="routing traced", benchmark=benchmark.benchmark.name, tokens=routing["tokens"])

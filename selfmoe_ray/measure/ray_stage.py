@@ -1,0 +1,58 @@
+"""The measure stage as one Ray task that streams its progress to the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+from selfmoe_ray.base_model import BaseModel
+from selfmoe_ray.config import RunConfig
+from selfmoe_ray.domains.domain import Domain
+from selfmoe_ray.machines.ray_nodes import read_cluster
+from selfmoe_ray.run.events import Emit
+from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.training.trainers import TrainerPlan, WorkerShape, worker_shape
+
+Event = tuple[str, dict[str, Any]]
+
+
+def measure(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
+    """Measure the run's mixture on one device of the cluster, a single trainer's, and write `measure/`.
+
+    Needs a running Ray. Raises UserError where no domain has an unseen row.
+    """
+    import ray
+
+    shape = worker_shape(config.resources.training, [TrainerPlan((0,), workers=1)], read_cluster())
+    task: Any = ray.remote(num_cpus=shape.cpus, num_gpus=shape.gpus, max_retries=1)(_measure_events)
+    names = [domain.name for domain in domains]
+    for event in task.options(num_returns="streaming").remote(config, names, base.value, run_dir, shape):
+        kind, fields = ray.get(event)
+        emit(kind, **fields)
+
+
+def _measure_events(
+    config: RunConfig, domains: list[str], base_model: str, run_dir: RunDir, shape: WorkerShape
+) -> Iterator[Event]:
+    """Yields the events of `measure_run`, which works in a thread of its own."""
+    import torch
+
+    from selfmoe_ray.measure.runner import measure_run
+
+    events: SimpleQueue[Event | None] = SimpleQueue()
+
+    def emit(kind: str, **fields: Any) -> None:
+        events.put((kind, fields))
+
+    def work() -> None:
+        torch.set_num_threads(shape.cpus)
+        measure_run(config, domains, base_model, run_dir, emit, "cuda" if shape.gpus else "cpu")
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        result = thread.submit(work)
+        result.add_done_callback(lambda _: events.put(None))
+        while (event := events.get()) is not None:
+            yield event
+        result.result()

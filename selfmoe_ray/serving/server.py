@@ -1,0 +1,99 @@
+"""A vLLM engine for one mixture, and what vLLM's own HTTP handlers need to know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from argparse import Namespace
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfmoe_ray.domains.prompt import alpaca_template
+from selfmoe_ray.engine import orphans
+from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.run.storage import Storage
+from selfmoe_ray.serving.config import ServeArgs
+from selfmoe_ray.serving.http.names import ModelNames
+
+logger = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.5
+# Long enough for the error answers of a dead engine to leave.
+LAST_WORDS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running engine: vLLM's client, its parsed server arguments, the mixture's names and spec."""
+
+    client: Any
+    vllm_args: Namespace
+    names: ModelNames
+    spec: MixtureSpec
+
+
+@asynccontextmanager
+async def running_engine(args: ServeArgs) -> AsyncIterator[Engine]:
+    """An engine that ends with the block. Raises UserError where the mixture cannot be served."""
+    # Forking a process that has threads, as every server has, can lock up the child.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    orphans.claim()
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+
+    from selfmoe_ray.mixture.checkpoint import read_spec
+
+    with local_checkpoint(args.mixse_dir) as folder:
+        spec = read_spec(folder)
+        names = ModelNames(args.name, spec.experts)
+        vllm_args = make_vllm_args(args, folder, names)
+        async with build_async_engine_client(vllm_args) as client:
+            yield Engine(client, vllm_args, names, spec)
+
+
+@contextmanager
+def local_checkpoint(mixse_dir: str) -> Iterator[Path]:
+    """The checkpoint as a local folder; a remote one is downloaded for as long as the block lasts."""
+    parent, _, name = mixse_dir.rstrip("/").rpartition("/")
+    with Storage(parent or ".").local_folder_to_read(name) as folder:
+        yield folder
+
+
+def make_vllm_args(args: ServeArgs, folder: Path, names: ModelNames) -> Namespace:
+    """The arguments of vLLM's API server for a mixture; no request or log line of it holds a prompt."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    vllm_args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    for option, value in args.engine.model_dump().items():
+        setattr(vllm_args, option, value)
+    vllm_args.model = str(folder)
+    vllm_args.served_model_name = list(names.gates)
+    vllm_args.hf_overrides = {"mixse_base": args.base} if args.base else {}
+    # Caps answers whose request gives no max_tokens.
+    vllm_args.override_generation_config = {"max_new_tokens": args.limits.max_tokens}
+    if args.chat_template == "alpaca":
+        vllm_args.chat_template = alpaca_template(_automatic_bos(folder))
+        vllm_args.chat_template_content_format = "string"
+    validate_parsed_serve_args(vllm_args)
+    return vllm_args
+
+
+def _automatic_bos(folder: Path) -> str:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    first = tokenizer("a").input_ids[0]
+    return str(tokenizer.bos_token) if first == tokenizer.bos_token_id else ""
+
+
+async def watch(client: Any, on_death: Callable[[], None]) -> None:
+    """Call `on_death` once the engine's processes are gone and its last answers have left."""
+    while not client.errored:
+        await asyncio.sleep(WATCH_SECONDS)
+    logger.error("the engine is dead; this process follows")
+    await asyncio.sleep(LAST_WORDS_SECONDS)
+    on_death()
