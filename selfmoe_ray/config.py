@@ -68,7 +68,7 @@ class GenerationConfig(Section):
     filters: FilterConfig = FilterConfig()
 
 
-class RouterShape(Section):
+class RouterConfig(Section):
     """What the router reads and how it gates (see `selfmoe_ray.mixture.router`)."""
 
     scope: Literal["layer", "shared"] = "layer"
@@ -82,7 +82,7 @@ class MixtureConfig(Section):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     num_experts_per_tok: int = Field(1, ge=1)
-    router: RouterShape = RouterShape()
+    router: RouterConfig = RouterConfig()
 
 
 class OptimizerConfig(Section):

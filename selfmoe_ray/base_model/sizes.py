@@ -11,7 +11,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class ModelShape:
+class DecoderSizes:
     """A Llama-style decoder; sizes as in transformers' configs. tied: one matrix embeds and predicts."""
 
     layers: int
@@ -54,20 +54,20 @@ class ModelShape:
         return self.layers * self.hidden * experts
 
 
-def read_shape(path: str, trust_remote_code: bool = False) -> ModelShape:
+def read_sizes(path: str, trust_remote_code: bool = False) -> DecoderSizes:
     """The shape of the checkpoint directory at `path`. Raises UserError where its config does not tell."""
     from transformers import AutoConfig
 
     try:
-        return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config())
+        return sizes_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config())
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"base_model: the config.json of {path} does not describe a dense decoder: {error}") from error
 
 
-def shape_of(config: Any) -> ModelShape:
+def sizes_of(config: Any) -> DecoderSizes:
     """The shape that a transformers config describes; AttributeError where it lacks a size."""
     heads = config.num_attention_heads
-    return ModelShape(
+    return DecoderSizes(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,

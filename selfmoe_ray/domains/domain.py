@@ -14,8 +14,8 @@ from typing import Any, Literal, cast, get_args
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.run.records import Seed
 
-Shape = Literal["multiple_choice", "python_function", "worked_solution", "single_answer", "free"]
-SHAPES: tuple[str, ...] = get_args(Shape)
+ShapeName = Literal["multiple_choice", "python_function", "worked_solution", "single_answer", "free"]
+SHAPES: tuple[str, ...] = get_args(ShapeName)
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 YAML_KEYS = ("name", "covers", "requirements", "answer", "shape")
@@ -39,7 +39,7 @@ class Domain:
     covers: str
     requirements: tuple[str, ...]
     answer: str
-    shape: Shape
+    shape: ShapeName
     seeds: tuple[Seed, ...]
 
 
@@ -101,7 +101,7 @@ def _read_folder(folder: Path) -> Domain:
         covers=settings["covers"],
         requirements=tuple(settings["requirements"]),
         answer=settings["answer"],
-        shape=cast(Shape, settings["shape"]),
+        shape=cast(ShapeName, settings["shape"]),
         seeds=tuple(_read_seeds(folder / "seeds.jsonl")),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from selfmoe_ray.evaluation.benchmarks import split_draw
-from selfmoe_ray.evaluation.main_table import main_table, read_cells
+from selfmoe_ray.evaluation.main_table import main_table, read_evaluated
 from selfmoe_ray.mixture.systems import MIXSE
 from selfmoe_ray.run.run_dir import RunDir
 
@@ -31,7 +31,7 @@ def compare_bases(runs: Sequence[tuple[str, RunDir]], seed: int) -> list[BaseRow
     """A row for each benchmark that both systems of a run were evaluated on; runs: by their base models."""
     rows = []
     for base_model, run_dir in runs:
-        cells = [cell for cell in read_cells(run_dir, []) if not split_draw(cell.benchmark)[1]]
+        cells = [cell for cell in read_evaluated(run_dir, []) if not split_draw(cell.benchmark)[1]]
         for row in main_table(cells, seed):
             if row.system == MIXSE and row.difference is not None:
                 assert row.difference_low is not None and row.difference_high is not None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfmoe_ray.evaluation.benchmarks import split_draw
-from selfmoe_ray.evaluation.main_table import Cell
+from selfmoe_ray.evaluation.main_table import Evaluated
 from selfmoe_ray.mixture.systems import MIXSE
 
 
@@ -24,7 +24,7 @@ class DrawRow:
     p: float | None
 
 
-def draw_table(cells: Sequence[Cell]) -> list[DrawRow]:
+def draw_table(cells: Sequence[Evaluated]) -> list[DrawRow]:
     """A row for each system that was evaluated on every draw; [] where there is one draw only.
 
     A benchmark that draws make no difference to has its one score in each of them.

@@ -19,7 +19,7 @@ TABLE = "tables/main.csv"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Evaluated:
     """A finished evaluation; values: the metric of each item by its id, where it is a plain number."""
 
     system: str
@@ -50,32 +50,32 @@ class Row:
     test: str | None = None
 
 
-def read_cells(
+def read_evaluated(
     run_dir: RunDir, system_order: Sequence[str], without: Mapping[str, Collection[str]] | None = None
-) -> list[Cell]:
+) -> list[Evaluated]:
     """Every finished evaluation of a run: benchmarks by name, systems in the order given, others last.
 
     without: by benchmark, ids of items that do not count. A score that is no mean of its items' values
     cannot be had without some of them, and is left out then.
     """
     folders = [each for system in run_dir.storage.list_folders("eval") for each in run_dir.storage.list_folders(system)]
-    found = [_read_cell(run_dir, folder) for folder in folders if run_dir.read_manifest(folder)]
+    found = [_read_one(run_dir, folder) for folder in folders if run_dir.read_manifest(folder)]
     cells = [kept for cell in found if (kept := _leave_out(cell, (without or {}).get(cell.benchmark, ())))]
     rank = {system: place for place, system in enumerate(system_order)}
     return sorted(cells, key=lambda cell: (cell.benchmark, rank.get(cell.system, len(rank)), cell.system))
 
 
-def _read_cell(run_dir: RunDir, folder: str) -> Cell:
+def _read_one(run_dir: RunDir, folder: str) -> Evaluated:
     _, system, benchmark = folder.split("/")
     summary = run_dir.storage.read_json(f"{folder}/scores.json")
     metric = summary["metric"]
     samples = run_dir.storage.read_jsonl(f"{folder}/samples.jsonl")
     found = {item_id(sample["task"], sample["doc_id"]): sample["metrics"].get(metric) for sample in samples}
     values = {item: float(value) for item, value in found.items() if isinstance(value, int | float)}
-    return Cell(system, benchmark, metric, summary["metrics"][metric], values)
+    return Evaluated(system, benchmark, metric, summary["metrics"][metric], values)
 
 
-def _leave_out(cell: Cell, items: Collection[str]) -> Cell | None:
+def _leave_out(cell: Evaluated, items: Collection[str]) -> Evaluated | None:
     kept = {item: value for item, value in cell.values.items() if item not in items}
     if len(kept) == len(cell.values):
         return cell
@@ -86,7 +86,7 @@ def _leave_out(cell: Cell, items: Collection[str]) -> Cell | None:
     return replace(cell, score={"score": score.pop("mean"), **score}, values=kept)
 
 
-def main_table(cells: Sequence[Cell], seed: int) -> list[Row]:
+def main_table(cells: Sequence[Evaluated], seed: int) -> list[Row]:
     """The table's rows in the cells' order; seed: of the bootstrap."""
     bases = {cell.benchmark: cell for cell in cells if cell.system == BASE}
     compared = {place: found for place, cell in enumerate(cells) if (found := _compare(cell, bases, seed))}
@@ -95,7 +95,7 @@ def main_table(cells: Sequence[Cell], seed: int) -> list[Row]:
     return [_row(cell, compared.get(place), p_holm.get(place)) for place, cell in enumerate(cells)]
 
 
-def _compare(cell: Cell, bases: Mapping[str, Cell], seed: int) -> Comparison | None:
+def _compare(cell: Evaluated, bases: Mapping[str, Evaluated], seed: int) -> Comparison | None:
     base = bases.get(cell.benchmark)
     if base is None or cell.system == BASE or cell.metric != base.metric:
         return None
@@ -103,7 +103,7 @@ def _compare(cell: Cell, bases: Mapping[str, Cell], seed: int) -> Comparison | N
     return compare(cell.values, base.values, seed) if same_items and cell.values else None
 
 
-def _row(cell: Cell, against_base: Comparison | None, p_holm: float | None) -> Row:
+def _row(cell: Evaluated, against_base: Comparison | None, p_holm: float | None) -> Row:
     low, high = cell.score["interval"] or (None, None)
     start = (cell.benchmark, cell.system, cell.metric, cell.score["n"], cell.score["score"])
     alone = (*start, cell.score["standard_error"], low, high)

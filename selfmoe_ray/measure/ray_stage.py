@@ -13,7 +13,7 @@ from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.machines.ray_nodes import read_cluster
 from selfmoe_ray.run.events import Emit
 from selfmoe_ray.run.run_dir import RunDir
-from selfmoe_ray.training.trainers import TrainerPlan, WorkerShape, worker_shape
+from selfmoe_ray.training.trainers import TrainerPlan, WorkerDevices, worker_devices
 
 Event = tuple[str, dict[str, Any]]
 
@@ -25,16 +25,16 @@ def measure(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_d
     """
     import ray
 
-    shape = worker_shape(config.resources.training, [TrainerPlan((0,), workers=1)], read_cluster())
-    task: Any = ray.remote(num_cpus=shape.cpus, num_gpus=shape.gpus, max_retries=1)(_measure_events)
+    devices = worker_devices(config.resources.training, [TrainerPlan((0,), workers=1)], read_cluster())
+    task: Any = ray.remote(num_cpus=devices.cpus, num_gpus=devices.gpus, max_retries=1)(_measure_events)
     names = [domain.name for domain in domains]
-    for event in task.options(num_returns="streaming").remote(config, names, base.value, run_dir, shape):
+    for event in task.options(num_returns="streaming").remote(config, names, base.value, run_dir, devices):
         kind, fields = ray.get(event)
         emit(kind, **fields)
 
 
 def _measure_events(
-    config: RunConfig, domains: list[str], base_model: str, run_dir: RunDir, shape: WorkerShape
+    config: RunConfig, domains: list[str], base_model: str, run_dir: RunDir, devices: WorkerDevices
 ) -> Iterator[Event]:
     """Yields the events of `measure_run`, which works in a thread of its own."""
     import torch
@@ -47,8 +47,8 @@ def _measure_events(
         events.put((kind, fields))
 
     def work() -> None:
-        torch.set_num_threads(shape.cpus)
-        measure_run(config, domains, base_model, run_dir, emit, "cuda" if shape.gpus else "cpu")
+        torch.set_num_threads(devices.cpus)
+        measure_run(config, domains, base_model, run_dir, emit, "cuda" if devices.gpus else "cpu")
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         result = thread.submit(work)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selfmoe_ray.base_model import BaseModel, check_hash, load_model, load_tokenizer, resolve
-from selfmoe_ray.config import RouterShape
+from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
@@ -175,7 +175,7 @@ def load_mixse(
 def from_adapters(
     base: Any,
     adapters: dict[str, Path],
-    router: RouterShape,
+    router: RouterConfig,
     num_experts_per_tok: int = 1,
     base_hash: str = "",
 ) -> MixtureModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from selfmoe_ray.config import RouterShape
+from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.mixture.gate import top_k
 
 
@@ -18,7 +18,7 @@ class Router(nn.Module):
     The paper's equation (section 3.2) is scope "shared", accumulate false, tau 1.
     """
 
-    def __init__(self, num_layers: int, hidden_size: int, num_experts: int, shape: RouterShape):
+    def __init__(self, num_layers: int, hidden_size: int, num_experts: int, shape: RouterConfig):
         super().__init__()
         self.shape = shape
         self.num_layers = num_layers

@@ -6,7 +6,7 @@ import re
 
 from pydantic import Field, model_validator
 
-from selfmoe_ray.config import MixtureConfig, RouterShape, Section
+from selfmoe_ray.config import MixtureConfig, RouterConfig, Section
 
 # It becomes a path below the checkpoint, which may come from anyone.
 EXPERT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
@@ -23,7 +23,7 @@ class MixtureSpec(Section):
     ranks: tuple[int, ...]
     alphas: tuple[float, ...]
     num_experts_per_tok: int = Field(1, ge=1)
-    router: RouterShape = RouterShape()
+    router: RouterConfig = RouterConfig()
     base_model: str = ""
     base_hash: str = ""
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from selfmoe_ray.base_model.sizes import DTYPE_BYTES, ModelShape
+from selfmoe_ray.base_model.sizes import DTYPE_BYTES, DecoderSizes
 from selfmoe_ray.config import RunConfig, TrainingResources
 
 GIB = 2**30
@@ -61,31 +61,31 @@ class Workload:
 
 
 def expert_training(
-    config: RunConfig, shape: ModelShape, resources: TrainingResources, load: Workload, available: int | None
+    config: RunConfig, sizes: DecoderSizes, resources: TrainingResources, load: Workload, available: int | None
 ) -> MemoryEstimate:
     """The experts stage, on each worker of one trainer."""
-    trained = load.learning * shape.lora_parameters(config.mixture.rank)
+    trained = load.learning * sizes.lora_parameters(config.mixture.rank)
     width = DTYPE_BYTES[config.training.dtype]
     # Stacked in the base's dtype for every use, and kept for the backward pass.
-    return _training("experts", config, shape, resources, load, available, trained, {"stacked": trained * width})
+    return _training("experts", config, sizes, resources, load, available, trained, {"stacked": trained * width})
 
 
 def router_training(
-    config: RunConfig, shape: ModelShape, resources: TrainingResources, load: Workload, available: int | None
+    config: RunConfig, sizes: DecoderSizes, resources: TrainingResources, load: Workload, available: int | None
 ) -> MemoryEstimate:
     """The router stage, on each worker of its trainer; its fit to labels holds the whole base on a device."""
-    frozen = load.experts * shape.lora_parameters(config.mixture.rank)
+    frozen = load.experts * sizes.lora_parameters(config.mixture.rank)
     width = DTYPE_BYTES[config.training.dtype]
     share = load.workers if resources.zero_stage == 3 else 1
     further = {"experts": math.ceil(4 * frozen / share) + width * frozen}
     if config.training.router.init == "labels" and share > 1:
-        further["whole base for the fit to labels"] = width * shape.parameters
-    trained = shape.router_parameters(load.experts)
-    return _training("router", config, shape, resources, load, available, trained, further)
+        further["whole base for the fit to labels"] = width * sizes.parameters
+    trained = sizes.router_parameters(load.experts)
+    return _training("router", config, sizes, resources, load, available, trained, further)
 
 
 def _training(
-    stage: str, config: RunConfig, shape: ModelShape, resources: TrainingResources, load: Workload,
+    stage: str, config: RunConfig, sizes: DecoderSizes, resources: TrainingResources, load: Workload,
     available: int | None, trained: int, further: Mapping[str, int],
 ) -> MemoryEstimate:  # fmt: skip
     zero, width = resources.zero_stage, DTYPE_BYTES[config.training.dtype]
@@ -99,57 +99,57 @@ def _training(
     return MemoryEstimate(
         stage,
         {
-            "base": math.ceil(width * shape.parameters / share(3)),
+            "base": math.ceil(width * sizes.parameters / share(3)),
             "trained": math.ceil(4 * trained / share(3)),
             "gradients": math.ceil(4 * trained / share(2)),
             "optimizer": math.ceil(optimizer / share(1)),
             **further,
-            "activations": _activations(shape, width, load.experts * config.mixture.rank, tokens, resources),
-            "logits": tokens * shape.vocabulary * (width + 8),
-            "libraries": _libraries(shape, zero, width, load.on_gpu),
+            "activations": _activations(sizes, width, load.experts * config.mixture.rank, tokens, resources),
+            "logits": tokens * sizes.vocabulary * (width + 8),
+            "libraries": _libraries(sizes, zero, width, load.on_gpu),
         },
         available,
     )
 
 
-def _activations(shape: ModelShape, width: int, ranks: int, tokens: int, resources: TrainingResources) -> int:
+def _activations(sizes: DecoderSizes, width: int, ranks: int, tokens: int, resources: TrainingResources) -> int:
     """What the layers keep for the backward pass. ranks: n*r, the width of the stacked low-rank products."""
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    linear_inputs = 2 * shape.hidden + queries + shape.intermediate
+    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    linear_inputs = 2 * sizes.hidden + queries + sizes.intermediate
     attention = queries + 2 * keys
-    feed_forward = 3 * shape.intermediate
+    feed_forward = 3 * sizes.intermediate
     # The low-rank product before and after its gate.
-    low_rank = 2 * ranks * len(shape.linears)
+    low_rank = 2 * ranks * len(sizes.linears)
     # Two norms, which compute in float32 and keep their input and its normed copy.
-    norms = 4 * 4 * shape.hidden
+    norms = 4 * 4 * sizes.hidden
     a_layer = tokens * (width * (linear_inputs + attention + feed_forward + low_rank) + norms)
     if resources.gradient_checkpointing:
-        return a_layer + shape.layers * tokens * width * shape.hidden
-    return a_layer * shape.layers
+        return a_layer + sizes.layers * tokens * width * sizes.hidden
+    return a_layer * sizes.layers
 
 
-def _libraries(shape: ModelShape, zero: int, width: int, on_gpu: bool) -> int:
+def _libraries(sizes: DecoderSizes, zero: int, width: int, on_gpu: bool) -> int:
     if not on_gpu:
         # Buckets are reserved there, but pages that nothing touches take no memory.
         return _CPU_RUNTIME
     bucket = int(4 * _REDUCE_BUCKET) if zero else 0
-    gathered = int(width * min(_LIVE_PARAMETERS, shape.parameters)) if zero == 3 else 0
+    gathered = int(width * min(_LIVE_PARAMETERS, sizes.parameters)) if zero == 3 else 0
     return _GPU_RUNTIME + bucket + gathered
 
 
 def measuring(
-    config: RunConfig, shape: ModelShape, experts: int, on_gpu: bool, available: int | None
+    config: RunConfig, sizes: DecoderSizes, experts: int, on_gpu: bool, available: int | None
 ) -> MemoryEstimate:
     """The measure stage: the whole mixture on one device, forward only."""
     width = DTYPE_BYTES[config.training.dtype]
-    adapters = experts * shape.lora_parameters(config.mixture.rank)
+    adapters = experts * sizes.lora_parameters(config.mixture.rank)
     tokens = config.training.max_length
     return MemoryEstimate(
         "measure",
         {
-            "base": width * shape.parameters,
+            "base": width * sizes.parameters,
             "experts": (4 + width) * adapters,
-            "logits": tokens * shape.vocabulary * (width + 4),
+            "logits": tokens * sizes.vocabulary * (width + 4),
             "libraries": _GPU_RUNTIME if on_gpu else _CPU_RUNTIME,
         },
         available,
@@ -168,25 +168,25 @@ class EngineLoad:
     on_gpu: bool
 
 
-def generating(config: RunConfig, shape: ModelShape, load: EngineLoad, available: int | None) -> MemoryEstimate:
+def generating(config: RunConfig, sizes: DecoderSizes, load: EngineLoad, available: int | None) -> MemoryEstimate:
     """The generate stage, on each device of an engine; what is left of it becomes more KV cache."""
     width = DTYPE_BYTES[config.generation.dtype]
-    of_one = config.generation.max_model_len * kv_bytes_per_token(config, shape, load.tensor_parallel)
-    widest = 2 * shape.intermediate // load.tensor_parallel + 4 * shape.hidden
+    of_one = config.generation.max_model_len * kv_bytes_per_token(config, sizes, load.tensor_parallel)
+    widest = 2 * sizes.intermediate // load.tensor_parallel + 4 * sizes.hidden
     return MemoryEstimate(
         "generate",
         {
-            "base": math.ceil(width * shape.parameters / load.tensor_parallel),
+            "base": math.ceil(width * sizes.parameters / load.tensor_parallel),
             "KV cache": of_one if load.kv_cache is None else load.kv_cache,
             "activations": width * load.batched_tokens * widest,
-            "logits": 8 * load.sequences * shape.vocabulary,
+            "logits": 8 * load.sequences * sizes.vocabulary,
             "libraries": _GPU_RUNTIME if load.on_gpu else _CPU_RUNTIME,
         },
         available,
     )
 
 
-def kv_bytes_per_token(config: RunConfig, shape: ModelShape, tensor_parallel: int) -> int:
+def kv_bytes_per_token(config: RunConfig, sizes: DecoderSizes, tensor_parallel: int) -> int:
     """Keys and values of one token on one device; a head is never split."""
-    heads = max(1, math.ceil(shape.kv_heads / tensor_parallel))
-    return 2 * shape.layers * heads * shape.head_dim * DTYPE_BYTES[config.generation.dtype]
+    heads = max(1, math.ceil(sizes.kv_heads / tensor_parallel))
+    return 2 * sizes.layers * heads * sizes.head_dim * DTYPE_BYTES[config.generation.dtype]

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from selfmoe_ray.base_model.sizes import DTYPE_BYTES, ModelShape
+from selfmoe_ray.base_model.sizes import DTYPE_BYTES, DecoderSizes
 from selfmoe_ray.config import RunConfig, TrainingResources
 from selfmoe_ray.engine.plan import KV_CACHE_SPACE, EnginePlan, engine_kwargs, env_vars, plan_engines
 from selfmoe_ray.errors import UserError
@@ -26,11 +26,11 @@ from selfmoe_ray.pipeline.memory import (
 )
 from selfmoe_ray.training.trainers import (
     TrainerPlan,
-    WorkerShape,
+    WorkerDevices,
     count_devices,
     gpus_per_worker,
     plan_trainers,
-    worker_shape,
+    worker_devices,
 )
 
 # Settings that need less memory and change nothing that is learned, the least costly first.
@@ -80,7 +80,7 @@ def describe(cluster: Cluster) -> str:
 
 
 def plan_run(
-    config: RunConfig, domains: Sequence[str], shape: ModelShape, cluster: Cluster, stages: Collection[str]
+    config: RunConfig, domains: Sequence[str], sizes: DecoderSizes, cluster: Cluster, stages: Collection[str]
 ) -> RunPlan:
     """Plan those of the named stages that need devices.
 
@@ -89,37 +89,37 @@ def plan_run(
     """
     plans = []
     if "generate" in stages:
-        plans.append(_generation(config, domains, shape, cluster))
+        plans.append(_generation(config, domains, sizes, cluster))
     if "experts" in stages:
-        plans.append(_experts(config, len(domains), shape, cluster, config.resources.training))
+        plans.append(_experts(config, len(domains), sizes, cluster, config.resources.training))
     if "router" in stages:
-        plans.append(_router(config, len(domains), shape, cluster, config.resources.training))
+        plans.append(_router(config, len(domains), sizes, cluster, config.resources.training))
     if "measure" in stages:
-        plans.append(_measure(config, len(domains), shape, cluster))
+        plans.append(_measure(config, len(domains), sizes, cluster))
     if config.resources.check_memory:
         for plan in plans:
             if not plan.memory.fits:
-                raise UserError(_refusal(plan, config, domains, shape, cluster))
+                raise UserError(_refusal(plan, config, domains, sizes, cluster))
     return RunPlan(cluster, tuple(plans))
 
 
-def _generation(config: RunConfig, domains: Sequence[str], shape: ModelShape, cluster: Cluster) -> StagePlan:
+def _generation(config: RunConfig, domains: Sequence[str], sizes: DecoderSizes, cluster: Cluster) -> StagePlan:
     resources = config.resources.generation
     there = {"CPU": sum(cluster.node_cpus), "GPU": sum(cluster.node_gpus)}
     engines = plan_engines(resources, domains, there)
     settings = engine_kwargs(engines, config.generation, resources)
     parallel = settings["tensor_parallel_size"]
-    if shape.heads % parallel:
+    if sizes.heads % parallel:
         raise UserError(
             f"resources.generation.tensor_parallel_size: {parallel} does not divide the model's "
-            f"{shape.heads} attention heads"
+            f"{sizes.heads} attention heads"
         )
     kv_cache = None if engines.gpus else int(float(env_vars(engines, resources, True)[KV_CACHE_SPACE]) * GIB)
     load = EngineLoad(
         parallel, settings["max_num_batched_tokens"], settings["max_num_seqs"], kv_cache, bool(engines.gpus)
     )
     available = _of_engine(engines, settings, cluster)
-    return StagePlan("generate", engines.explanation, generating(config, shape, load, available))
+    return StagePlan("generate", engines.explanation, generating(config, sizes, load, available))
 
 
 def _of_engine(engines: EnginePlan, settings: dict[str, Any], cluster: Cluster) -> int | None:
@@ -141,7 +141,7 @@ def _of_node(cluster: Cluster, processes: int) -> int | None:
     return min(cluster.node_memory) // math.ceil(processes / len(cluster.node_memory))
 
 
-def _of_worker(worker: WorkerShape, workers: int, cluster: Cluster) -> int | None:
+def _of_worker(worker: WorkerDevices, workers: int, cluster: Cluster) -> int | None:
     if not worker.gpus:
         return _of_node(cluster, workers)
     return None if cluster.gpu_memory is None else int(cluster.gpu_memory * min(1.0, worker.gpus))
@@ -149,20 +149,20 @@ def _of_worker(worker: WorkerShape, workers: int, cluster: Cluster) -> int | Non
 
 def _trainers(
     learners: int, each: Any, cluster: Cluster, resources: TrainingResources
-) -> tuple[list[TrainerPlan], WorkerShape, int | None]:
+) -> tuple[list[TrainerPlan], WorkerDevices, int | None]:
     plans = plan_trainers(learners, each, resources.workers_per_trainer, count_devices(resources, cluster))
-    worker = worker_shape(resources, plans, cluster)
+    worker = worker_devices(resources, plans, cluster)
     return plans, worker, _of_worker(worker, sum(plan.workers for plan in plans), cluster)
 
 
 def _refuse_to_load(
-    config: RunConfig, shape: ModelShape, cluster: Cluster, worker: WorkerShape, resources: TrainingResources
+    config: RunConfig, sizes: DecoderSizes, cluster: Cluster, worker: WorkerDevices, resources: TrainingResources
 ) -> None:
     """ZeRO-3 has the base in each worker's main memory before it is split over the devices."""
     if resources.zero_stage != 3 or not worker.gpus or not cluster.node_memory:
         return
     on_a_node = max(1, int(max(cluster.node_gpus) / worker.gpus))
-    needed = on_a_node * shape.parameters * DTYPE_BYTES[config.training.dtype]
+    needed = on_a_node * sizes.parameters * DTYPE_BYTES[config.training.dtype]
     if config.resources.check_memory and needed > min(cluster.node_memory):
         raise UserError(
             f"resources.training: {on_a_node} workers of a node load the base with {needed / GIB:.0f} GiB of main "
@@ -173,45 +173,45 @@ def _refuse_to_load(
 
 
 def _experts(
-    config: RunConfig, experts: int, shape: ModelShape, cluster: Cluster, resources: TrainingResources
+    config: RunConfig, experts: int, sizes: DecoderSizes, cluster: Cluster, resources: TrainingResources
 ) -> StagePlan:
     plans, worker, available = _trainers(experts, resources.experts_per_trainer, cluster, resources)
-    _refuse_to_load(config, shape, cluster, worker, resources)
+    _refuse_to_load(config, sizes, cluster, worker, resources)
     largest, workers = max(len(plan.experts) for plan in plans), plans[0].workers
     load = Workload(largest, largest, workers, bool(worker.gpus))
     text = f"{len(plans)} trainer(s) of up to {largest} expert(s); {_workers(workers, worker, resources)}"
-    return StagePlan("experts", text, expert_training(config, shape, resources, load, available))
+    return StagePlan("experts", text, expert_training(config, sizes, resources, load, available))
 
 
 def _router(
-    config: RunConfig, experts: int, shape: ModelShape, cluster: Cluster, resources: TrainingResources
+    config: RunConfig, experts: int, sizes: DecoderSizes, cluster: Cluster, resources: TrainingResources
 ) -> StagePlan:
     [plan], worker, available = _trainers(1, 1, cluster, resources)
     load = Workload(0, experts, plan.workers, bool(worker.gpus))
     text = f"1 trainer over {experts} expert(s); {_workers(plan.workers, worker, resources)}"
-    return StagePlan("router", text, router_training(config, shape, resources, load, available))
+    return StagePlan("router", text, router_training(config, sizes, resources, load, available))
 
 
-def _workers(count: int, worker: WorkerShape, resources: TrainingResources) -> str:
+def _workers(count: int, worker: WorkerDevices, resources: TrainingResources) -> str:
     device = f"{worker.gpus:g} GPU" if worker.gpus else "no GPU"
     return f"{count} worker(s) a trainer, each {worker.cpus} CPU(s) and {device}, ZeRO-{resources.zero_stage}"
 
 
-def _measure(config: RunConfig, experts: int, shape: ModelShape, cluster: Cluster) -> StagePlan:
+def _measure(config: RunConfig, experts: int, sizes: DecoderSizes, cluster: Cluster) -> StagePlan:
     resources = config.resources.training
-    worker = worker_shape(resources, [TrainerPlan((0,), workers=1)], cluster)
+    worker = worker_devices(resources, [TrainerPlan((0,), workers=1)], cluster)
     available = _of_worker(worker, 1, cluster)
     on_gpu = bool(gpus_per_worker(resources, cluster))
     device = f"{worker.gpus:g} GPU" if worker.gpus else f"{worker.cpus} CPU(s)"
-    memory = measuring(config, shape, experts, on_gpu, available)
+    memory = measuring(config, sizes, experts, on_gpu, available)
     return StagePlan("measure", f"the mixture on {device}", memory)
 
 
-def _refusal(plan: StagePlan, config: RunConfig, domains: Sequence[str], shape: ModelShape, cluster: Cluster) -> str:
+def _refusal(plan: StagePlan, config: RunConfig, domains: Sequence[str], sizes: DecoderSizes, cluster: Cluster) -> str:
     remedy = {
-        "generate": lambda: _smaller_generation(config, domains, shape, cluster),
-        "experts": lambda: _smaller_training(_experts, config, len(domains), shape, cluster),
-        "router": lambda: _smaller_training(_router, config, len(domains), shape, cluster),
+        "generate": lambda: _smaller_generation(config, domains, sizes, cluster),
+        "experts": lambda: _smaller_training(_experts, config, len(domains), sizes, cluster),
+        "router": lambda: _smaller_training(_router, config, len(domains), sizes, cluster),
         "measure": lambda: "jobs/stage_mixse.py, which ends with the mixture: this stage has it on one device",
     }[plan.name]()
     needed = math.ceil(plan.memory.total / GIB)
@@ -223,7 +223,7 @@ def _refusal(plan: StagePlan, config: RunConfig, domains: Sequence[str], shape: 
     )
 
 
-def _smaller_training(plan_stage: Any, config: RunConfig, experts: int, shape: ModelShape, cluster: Cluster) -> str:
+def _smaller_training(plan_stage: Any, config: RunConfig, experts: int, sizes: DecoderSizes, cluster: Cluster) -> str:
     current = config.resources.training
     # One trainer on all devices has the most to share a base among.
     fewest = [
@@ -233,28 +233,28 @@ def _smaller_training(plan_stage: Any, config: RunConfig, experts: int, shape: M
         fits = False
         resources = current.model_copy(update=change)
         with suppress(UserError):
-            fits = plan_stage(config, experts, shape, cluster, resources).memory.fits
+            fits = plan_stage(config, experts, sizes, cluster, resources).memory.fits
         if fits:
             changed = {key: value for key, value in change.items() if getattr(current, key) != value}
             return ", ".join(f"resources.training.{key}={_yaml(value)}" for key, value in changed.items())
     if plan_stage is _router and config.training.router.init == "labels":
         by_loss = config.training.router.model_copy(update={"init": "random"})
         training = config.training.model_copy(update={"router": by_loss})
-        other = _smaller_training(plan_stage, config.model_copy(update={"training": training}), experts, shape, cluster)
+        other = _smaller_training(plan_stage, config.model_copy(update={"training": training}), experts, sizes, cluster)
         return f"training.router.init=random (no fit to labels), {other}" if other else ""
     return ""
 
 
-def _smaller_generation(config: RunConfig, domains: Sequence[str], shape: ModelShape, cluster: Cluster) -> str:
+def _smaller_generation(config: RunConfig, domains: Sequence[str], sizes: DecoderSizes, cluster: Cluster) -> str:
     current = config.resources.generation
     if not sum(cluster.node_gpus):
         return f"fewer resources.generation.engines, or less {KV_CACHE_SPACE} in resources.generation.env_vars"
     parallel = current.tensor_parallel_size * 2
-    while parallel <= max(cluster.node_gpus) and shape.heads % parallel == 0:
+    while parallel <= max(cluster.node_gpus) and sizes.heads % parallel == 0:
         section = current.model_copy(update={"tensor_parallel_size": parallel})
         resources = config.resources.model_copy(update={"generation": section})
         changed = config.model_copy(update={"resources": resources})
-        if _generation(changed, domains, shape, cluster).memory.fits:
+        if _generation(changed, domains, sizes, cluster).memory.fits:
             return f"resources.generation.tensor_parallel_size={parallel}"
         parallel *= 2
     return ""

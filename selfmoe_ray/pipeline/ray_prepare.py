@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 
 from selfmoe_ray.base_model import BaseModel
-from selfmoe_ray.base_model.sizes import read_shape
+from selfmoe_ray.base_model.sizes import read_sizes
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.machines.hardware import gpu_memory, this_machine
 from selfmoe_ray.machines.ray_checks import require_healthy_nodes, resolve_on_nodes
@@ -26,8 +26,8 @@ def prepare_cluster(
     """
     wait_for_devices(config.resources.cluster, emit)
     sizes = [node.gpu_memory for node in require_healthy_nodes(config.root) if node.gpu_memory]
-    shape = read_shape(base.path, config.trust_remote_code)
-    plan = plan_run(config, domains, shape, read_cluster(min(sizes, default=None)), stages)
+    sizes = read_sizes(base.path, config.trust_remote_code)
+    plan = plan_run(config, domains, sizes, read_cluster(min(sizes, default=None)), stages)
     for line in plan.lines():
         emit("plan", message=line)
     if plan.stages:
@@ -36,8 +36,8 @@ def prepare_cluster(
 
 def plan_on_paper(config: RunConfig, domains: Sequence[str], base: BaseModel, stages: Collection[str]) -> RunPlan:
     """The plan on the cluster that RAY_ADDRESS names, else on this machine, whose Ray is not started for it."""
-    shape = read_shape(base.path, config.trust_remote_code)
+    sizes = read_sizes(base.path, config.trust_remote_code)
     if "RAY_ADDRESS" not in os.environ:
-        return plan_run(config, domains, shape, this_machine(), stages)
+        return plan_run(config, domains, sizes, this_machine(), stages)
     with ray_session():
-        return plan_run(config, domains, shape, read_cluster(gpu_memory()), stages)
+        return plan_run(config, domains, sizes, read_cluster(gpu_memory()), stages)

@@ -10,7 +10,7 @@ from typing import Any
 from selfmoe_ray.reporting import figures
 from selfmoe_ray.reporting.collect import RunFacts
 from selfmoe_ray.reporting.paper import ALIGNED, OTHERS, PAPER_BASE, TARGETS, paper_score
-from selfmoe_ray.reporting.tables import Cell, Column, Table
+from selfmoe_ray.reporting.tables import Column, Table, Value
 from selfmoe_ray.reporting.titles import system_title
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def score_table(name: str, caption: str, rows: Sequence[Row]) -> Table | None:
     if not systems:
         return None
     score = {(row["system"], row["benchmark"]): row["score"] for row in rows}
-    cells: list[list[Cell]] = []
+    cells: list[list[Value]] = []
     for system in systems:
         own = [score.get((system, benchmark)) for benchmark in benchmarks]
         mean = math.fsum(own) / len(own) if None not in own else None  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def score_table(name: str, caption: str, rows: Sequence[Row]) -> Table | None:
     return Table(name, caption, columns, cells, best(cells), aligned=frozenset(aligned))
 
 
-def best(cells: Sequence[Sequence[Cell]]) -> frozenset[tuple[int, int]]:
+def best(cells: Sequence[Sequence[Value]]) -> frozenset[tuple[int, int]]:
     """The places of each column's largest number, all of them where several are equal."""
     marked = set()
     for column in range(1, len(cells[0])):
@@ -82,7 +82,7 @@ def best(cells: Sequence[Sequence[Cell]]) -> frozenset[tuple[int, int]]:
 
 def gains(rows: Sequence[Row]) -> Table | None:
     """Every score with its interval, its distance to the base, and what the paper has for it."""
-    cells: list[list[Cell]] = []
+    cells: list[list[Value]] = []
     for row in rows:
         paper, paper_base = paper_score(row["system"], row["benchmark"]), paper_score("base", row["benchmark"])
         numbers = [row[key] for key in ("n", "score", "low", "high", "difference", "difference_low", "difference_high")]
@@ -111,7 +111,7 @@ def forgetting(scores: dict[tuple[str, str], Row]) -> Table | None:
     """Benchmarks that no domain aims at: base, instance merging and MiXSE."""
     benchmarks = [name for name in ordered({name for _, name in scores}) if name not in TARGETS]
     shown = [name for name in benchmarks if ("base", name) in scores and ("mixse", name) in scores]
-    cells: list[list[Cell]] = []
+    cells: list[list[Value]] = []
     for name in shown:
         systems = [scores.get((system, name)) for system in ("base", "instance", "mixse")]
         mixse = scores["mixse", name]
@@ -144,7 +144,7 @@ def scaling(scores: dict[tuple[str, str], Row], facts: RunFacts) -> dict[str, An
         lines = _mean_scores(scores, points) if len(points) >= least else {}
         title = {"experts": "experts", "data": "synthetic data (%)"}[name]
         figure = figures.line_chart(lines, f"Mean score by {title}", title, "mean score (%)")
-        cells: list[list[Cell]] = [[line, x, y / 100] for line, of_line in lines.items() for x, y in of_line]
+        cells: list[list[Value]] = [[line, x, y / 100] for line, of_line in lines.items() for x, y in of_line]
         columns = [Column("system"), Column(title, "integer"), Column("mean score", "percent")]
         found[f"{name}_figure"] = figure
         found[f"{name}_legend"] = figures.legend(list(lines), "line")
@@ -170,7 +170,7 @@ def _mean_scores(
 
 def draws(rows: Sequence[Row]) -> Table | None:
     """Means over benchmarks under several draws of the few-shot examples."""
-    cells: list[list[Cell]] = [
+    cells: list[list[Value]] = [
         [system_title(row["system"]), *row["scores"], row["mean"], row["sd"], row["mixse_minus"], row["p"]]
         for row in rows
     ]
@@ -199,7 +199,7 @@ def bases(rows: Sequence[Row]) -> Table | None:
 def leaked(facts: RunFacts, rows: Sequence[Row]) -> Table | None:
     """Items that the generated examples hold, and MiXSE's distance to the base with and without them."""
     without = {(row["system"], row["benchmark"]): row for row in (facts.evaluation or {}).get("without_leaked", [])}
-    cells: list[list[Cell]] = []
+    cells: list[list[Value]] = []
     for row in rows:
         if row["system"] == "mixse":
             rest = without.get(("mixse", row["benchmark"]), {})
@@ -221,7 +221,7 @@ def benchmark_routing(facts: RunFacts) -> dict[str, Any]:
     traced = facts.benchmark_routing
     names = ordered(set(traced))
     experts = traced[names[0]]["experts"] if names else []
-    cells: list[list[Cell]] = [
+    cells: list[list[Value]] = [
         [name, traced[name]["items"], traced[name]["tokens"], *traced[name]["top1_share"], *traced[name]["mean_gate"]]
         for name in names
     ]

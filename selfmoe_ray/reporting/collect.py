@@ -28,7 +28,7 @@ class DomainFacts:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageTime:
     """A finished stage: wall-clock seconds, and the tokens that it read or made (None: not counted)."""
 
     name: str
@@ -60,7 +60,7 @@ class RunFacts:
     leaked: dict[str, list[Any]]
     benchmark_routing: dict[str, dict[str, Any]]
     bases: list[dict[str, Any]]
-    stages: list[Stage]
+    stages: list[StageTime]
 
 
 def collect(config: RunConfig, domains: list[Domain], run_dir: RunDir) -> RunFacts:
@@ -125,7 +125,7 @@ def _one_a_reason(rejects: list[Reject]) -> list[Reject]:
     return list(first.values())
 
 
-def _stages(names: list[str], run_dir: RunDir) -> list[Stage]:
+def _stages(names: list[str], run_dir: RunDir) -> list[StageTime]:
     folders = {
         "generate": [run_dir.data(name) for name in names],
         "experts": [run_dir.expert(name) for name in names],
@@ -141,11 +141,11 @@ def _stages(names: list[str], run_dir: RunDir) -> list[Stage]:
             seconds = max(manifest["seconds"] for manifest in manifests)
             tokens = [_tokens(manifest["counts"]) for manifest in manifests]
             counted = [count for count in tokens if count is not None]
-            stages.append(Stage(stage, seconds, sum(counted) if counted else None))
+            stages.append(StageTime(stage, seconds, sum(counted) if counted else None))
     return stages
 
 
-def _later_stages(run_dir: RunDir) -> list[Stage]:
+def _later_stages(run_dir: RunDir) -> list[StageTime]:
     """Variants and evaluation, which come one after the other: their seconds add up (engines' for evaluation)."""
     list_folders = run_dir.storage.list_folders
     cells = [folder for system in list_folders("eval") for folder in list_folders(system)]
@@ -153,7 +153,7 @@ def _later_stages(run_dir: RunDir) -> list[Stage]:
         "variants": [_variant_seconds(run_dir, folder) for folder in list_folders("variants")],
         "evaluation": _seconds(run_dir, cells),
     }
-    return [Stage(name, math.fsum(of_stage), None) for name, of_stage in seconds.items() if of_stage]
+    return [StageTime(name, math.fsum(of_stage), None) for name, of_stage in seconds.items() if of_stage]
 
 
 def _variant_seconds(run_dir: RunDir, folder: str) -> float:

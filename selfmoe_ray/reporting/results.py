@@ -8,7 +8,7 @@ from dataclasses import asdict
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.evaluation.benchmarks import split_draw
 from selfmoe_ray.evaluation.draws import DrawRow, draw_table
-from selfmoe_ray.evaluation.main_table import main_table, read_cells, to_csv, to_text
+from selfmoe_ray.evaluation.main_table import main_table, read_evaluated, to_csv, to_text
 from selfmoe_ray.evaluation.preparation import read_leaked
 from selfmoe_ray.run.run_dir import RunDir
 
@@ -23,9 +23,9 @@ def write_results(run_dir: RunDir, config: RunConfig, system_order: Sequence[str
     """
     from selfmoe_ray.reporting.page import write_report
 
-    cells = read_cells(run_dir, system_order)
+    cells = read_evaluated(run_dir, system_order)
     draws = draw_table(cells)
-    tables = {"main": cells, "main_without_leaked": read_cells(run_dir, system_order, read_leaked(run_dir))}
+    tables = {"main": cells, "main_without_leaked": read_evaluated(run_dir, system_order, read_leaked(run_dir))}
     rows = {
         name: main_table([cell for cell in of_table if not split_draw(cell.benchmark)[1]], config.seed)
         for name, of_table in tables.items()

@@ -13,7 +13,7 @@ from typing import Any
 from selfmoe_ray.reporting.collect import PHASES, RunFacts
 from selfmoe_ray.reporting.titles import system_title
 
-Cell = str | int | float | None
+Value = str | int | float | None
 
 
 def signed(value: float) -> str:
@@ -66,7 +66,7 @@ class Table:
     name: str
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[Value]]
     marked: frozenset[tuple[int, int]] = frozenset()
     reference: frozenset[int] = field(default_factory=frozenset)
     aligned: frozenset[tuple[int, int]] = frozenset()
@@ -90,13 +90,13 @@ class Table:
         return f"data:text/csv;base64,{base64.b64encode(self.to_csv().encode()).decode()}"
 
 
-def _plain(value: Cell) -> Cell:
+def _plain(value: Value) -> Value:
     return round(value, 6) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def yields(facts: RunFacts) -> Table:
     """How much of what was generated is used."""
-    rows: list[list[Cell]] = []
+    rows: list[list[Value]] = []
     for domain in facts.domains:
         phases = [domain.counts.get(phase, {}) for phase in PHASES]
         per_phase = [phase.get(key) for phase in phases for key in ("completions", "valid", "yield")]
@@ -127,7 +127,7 @@ def rejects(facts: RunFacts) -> Table:
                 counts.setdefault((phase, reason), {})[domain.name] = count
     ordered = sorted(counts, key=lambda key: (PHASES.index(key[0]), -sum(counts[key].values())))
     names = [domain.name for domain in facts.domains]
-    rows: list[list[Cell]] = [
+    rows: list[list[Value]] = [
         [phase, reason, *(counts[phase, reason].get(name, 0) for name in names)] for phase, reason in ordered
     ]
     columns = [Column("phase"), Column("reason"), *(Column(name, "integer") for name in names)]
@@ -172,7 +172,7 @@ ROW_SETS = {
 }
 
 
-def _nll_row(name: str, system: dict[str, Any], domains: list[str]) -> list[Cell]:
+def _nll_row(name: str, system: dict[str, Any], domains: list[str]) -> list[Value]:
     difference = None if name == "mixse" else system["mixse_minus_mean"]
     return [
         system_title(name),
@@ -187,7 +187,7 @@ def routing(facts: RunFacts) -> Table:
     """Where each domain's tokens go, over all layers."""
     assert facts.routing is not None
     experts = facts.routing["experts"]
-    rows: list[list[Cell]] = [
+    rows: list[list[Value]] = [
         [name, values["tokens"], *values["top1_share"], *values["mean_gate"], values["entropy_bits"]]
         for name, values in facts.routing["domains"].items()
     ]
@@ -205,7 +205,7 @@ def routing_layers(facts: RunFacts) -> Table:
     """The same by decoder layer."""
     assert facts.routing is not None
     experts = facts.routing["experts"]
-    rows: list[list[Cell]] = [
+    rows: list[list[Value]] = [
         [name, layer, *shares, *gates]
         for name, values in facts.routing["domains"].items()
         for layer, (shares, gates) in enumerate(
@@ -228,7 +228,7 @@ def trace(name: str, caption: str, tokens: list[dict[str, Any]], experts: list[s
         Column("top expert"),
         *(Column(f"mean gate {expert}", "nll") for expert in experts),
     ]
-    rows: list[list[Cell]] = [[token["text"], experts[token["expert"]], *token["gate"]] for token in tokens]
+    rows: list[list[Value]] = [[token["text"], experts[token["expert"]], *token["gate"]] for token in tokens]
     return Table(name, caption, columns, rows)
 
 
@@ -239,7 +239,7 @@ def parameters(facts: RunFacts) -> Table:
     experts = facts.parameters["experts"]
     added = sum(experts.values()) + router
     named = {"base": base, **{f"expert {name}": count for name, count in experts.items()}, "router": router}
-    rows: list[list[Cell]] = [[name, count, count / base] for name, count in named.items()]
+    rows: list[list[Value]] = [[name, count, count / base] for name, count in named.items()]
     rows.append(["all that is added", added, added / base])
     columns = [Column("part"), Column("parameters", "integer"), Column("share of the base", "share")]
     return Table("parameters", "Parameters of the base and of what the mixture adds", columns, rows)
@@ -247,7 +247,7 @@ def parameters(facts: RunFacts) -> Table:
 
 def stages(facts: RunFacts) -> Table:
     """Seconds and tokens a second of each finished stage."""
-    rows: list[list[Cell]] = [
+    rows: list[list[Value]] = [
         [
             stage.name,
             stage.seconds,
@@ -274,7 +274,7 @@ def stages(facts: RunFacts) -> Table:
 def losses(facts: RunFacts) -> Table:
     """Training loss at each logged step of every expert and of the router."""
     curves = {**facts.expert_metrics, "router": facts.router_metrics}
-    rows: list[list[Cell]] = [
+    rows: list[list[Value]] = [
         [name, row["step"], row["epoch"], row["loss"]] for name, curve in curves.items() for row in curve
     ]
     columns = [Column("trained"), Column("step", "integer"), Column("epoch", "bits"), Column("loss", "nll")]

@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """What one program may use. It is always a single process with a single thread, without network."""
 
     wall_seconds: float = 10.0
@@ -65,7 +65,7 @@ class Outcome:
         return self.status == "passed"
 
 
-def run_program(program: str, *, run_model_written_code: bool, limits: Limits | None = None) -> Outcome:
+def run_program(program: str, *, run_model_written_code: bool, limits: ProgramLimits | None = None) -> Outcome:
     """Run a Python program in a process of its own and wait for its end.
 
     It sees an empty environment, a fresh current folder, where alone it can write, and the
@@ -80,7 +80,7 @@ def run_program(program: str, *, run_model_written_code: bool, limits: Limits | 
         )
     if not sys.platform.startswith("linux"):
         raise UserError(f"the sandbox for model-written code needs Linux, found {sys.platform}")
-    limits = limits or Limits()
+    limits = limits or ProgramLimits()
     token = secrets.token_hex(16)
     request = {"program": program, "token": token, "readable": _readable(), "parent": os.getpid(), **asdict(limits)}
     with _fresh_folder() as folder, _start(request, folder) as (process, verdict):
@@ -134,7 +134,7 @@ def _as_file(text: str) -> Iterator[IO[bytes]]:
 class _Watch:
     """Reads what a child says and stops it at the limits that the kernel does not keep."""
 
-    def __init__(self, process: subprocess.Popen[bytes], verdict: int, folder: str, limits: Limits, token: str):
+    def __init__(self, process: subprocess.Popen[bytes], verdict: int, folder: str, limits: ProgramLimits, token: str):
         self._process, self._folder, self._limits, self._token = process, folder, limits, token
         assert process.stdout is not None
         self._output_fd, self._verdict_fd = process.stdout.fileno(), verdict
@@ -194,7 +194,7 @@ class _Watch:
         return bool(chunk)
 
 
-def _excess(folder: str, limits: Limits) -> str | None:
+def _excess(folder: str, limits: ProgramLimits) -> str | None:
     size = entries = 0
     # fwalk holds on to what it opened, so a folder that is renamed meanwhile leads it nowhere else.
     for _, folders, files, descriptor in os.fwalk(folder):

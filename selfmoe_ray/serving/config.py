@@ -27,7 +27,7 @@ class EngineOptions(Section):
     model_loader_extra_config: dict[str, Any] = Field(default_factory=dict)
 
 
-class Limits(Section):
+class RequestLimits(Section):
     """What one request may ask for; more is answered with 400 or 413.
 
     body_bytes: of the request. max_tokens: of one answer. n: answers to one prompt. prompts: of one
@@ -56,7 +56,7 @@ class ServeArgs(Section):
     name: str = Field("mixse", pattern=f"^{NAME}$")
     base: str | None = None
     engine: EngineOptions = EngineOptions()
-    limits: Limits = Limits()
+    limits: RequestLimits = RequestLimits()
     chat_template: Literal["alpaca", "base"] = "alpaca"
     api_key_env: str | None = None
     api_key_file: str | None = None

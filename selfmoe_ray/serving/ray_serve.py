@@ -18,7 +18,7 @@ from selfmoe_ray.serving.http.app import build_app
 from selfmoe_ray.serving.http.auth import read_keys
 from selfmoe_ray.serving.http.errors import RETRY_AFTER_SECONDS
 from selfmoe_ray.serving.http.records import RecordStore, RoutingRecords
-from selfmoe_ray.serving.server import Engine, running_engine, watch
+from selfmoe_ray.serving.server import RunningEngine, running_engine, watch
 
 # What a config's `deployments` section may change.
 DEPLOYMENT: dict[str, Any] = {
@@ -39,7 +39,7 @@ class Mixse:
         self.shared = shared
         self.keys = read_keys(args.api_key_env, args.api_key_file)
         self.resources = AsyncExitStack()
-        self.engine: Engine | None = None
+        self.engine: RunningEngine | None = None
         self.watch: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

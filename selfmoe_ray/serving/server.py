@@ -27,7 +27,7 @@ LAST_WORDS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Engine:
+class RunningEngine:
     """A running engine: vLLM's client, its parsed server arguments, the mixture's names and spec."""
 
     client: Any
@@ -37,7 +37,7 @@ class Engine:
 
 
 @asynccontextmanager
-async def running_engine(args: ServeArgs) -> AsyncIterator[Engine]:
+async def running_engine(args: ServeArgs) -> AsyncIterator[RunningEngine]:
     """An engine that ends with the block. Raises UserError where the mixture cannot be served."""
     # Forking a process that has threads, as every server has, can lock up the child.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -51,7 +51,7 @@ async def running_engine(args: ServeArgs) -> AsyncIterator[Engine]:
         names = ModelNames(args.name, spec.experts)
         vllm_args = make_vllm_args(args, folder, names)
         async with build_async_engine_client(vllm_args) as client:
-            yield Engine(client, vllm_args, names, spec)
+            yield RunningEngine(client, vllm_args, names, spec)
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from selfmoe_ray.run.run_dir import RunDir
 from selfmoe_ray.training.dataset import TokenizedRows, tokenize_all
 from selfmoe_ray.training.ray_trainer import fit_all
 from selfmoe_ray.training.stage import Expected, expert_manifest, joint_manifest, router_manifest, training_examples
-from selfmoe_ray.training.trainers import TrainerPlan, WorkerShape, count_devices, plan_trainers, worker_shape
+from selfmoe_ray.training.trainers import TrainerPlan, WorkerDevices, count_devices, plan_trainers, worker_devices
 
 if TYPE_CHECKING:
-    from selfmoe_ray.training.worker import Phase
+    from selfmoe_ray.training.worker import TrainerJob
 
 
 def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
@@ -36,23 +36,23 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
     todo = [name for name in expected if not run_dir.is_done(run_dir.expert(name), *expected[name], redo="experts")]
     if not todo:
         return
-    plans, shape = _plan(config, len(todo), config.resources.training.experts_per_trainer)
+    plans, devices = _plan(config, len(todo), config.resources.training.experts_per_trainer)
     rows = stage.tokenize(todo)
-    phases = []
+    jobs = []
     for plan in plans:
         names = [todo[index] for index in plan.experts]
         mine = {name: rows[name] for name in names}
-        phases.append(stage.phase([expected[name] for name in names], names, mine, plan.workers))
-        emit("experts", message=f"one trainer for {', '.join(names)}", workers=plan.workers, cpus=shape.cpus,
-             gpus=shape.gpus, zero_stage=config.resources.training.zero_stage)  # fmt: skip
-    fit_all(phases, [plan.workers for plan in plans], shape, emit)
+        jobs.append(stage.job([expected[name] for name in names], names, mine, plan.workers))
+        emit("experts", message=f"one trainer for {', '.join(names)}", workers=plan.workers, cpus=devices.cpus,
+             gpus=devices.gpus, zero_stage=config.resources.training.zero_stage)  # fmt: skip
+    fit_all(jobs, [plan.workers for plan in plans], devices, emit)
     seconds = time.monotonic() - start
     for plan in plans:
         for name in (todo[index] for index in plan.experts):
             counts = _counts(rows[name], config.training.experts.epochs)
             devices = plan.workers / len(plan.experts)
             run_dir.write_manifest(run_dir.expert(name), *expected[name], counts, seconds, devices)
-    _forget(phases)
+    _forget(jobs)
 
 
 def train_router(config: RunConfig, domains: Sequence[Domain], base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
@@ -109,14 +109,14 @@ class _Stage:
         start = time.monotonic()
         if self.run_dir.is_done(self.run_dir.ROUTER, *work.expected, redo="router"):
             return
-        [plan], shape = _plan(self.config, 1, 1)
+        [plan], devices = _plan(self.config, 1, 1)
         rows = self.tokenize(domains)
-        phase = self.phase([work.expected], work.experts, rows, plan.workers)
-        fit_all([phase], [plan.workers], shape, self.emit)
+        job = self.job([work.expected], work.experts, rows, plan.workers)
+        fit_all([job], [plan.workers], devices, self.emit)
         counts, seconds = _sum_counts(rows, work.epochs), time.monotonic() - start
         for folder in folders:
             self.run_dir.write_manifest(folder, *work.expected, counts, seconds, plan.workers / len(folders))
-        _forget([phase])
+        _forget([job])
 
     def tokenize(self, names: Sequence[str]) -> dict[str, TokenizedRows]:
         """The domains' rows to train on."""
@@ -128,25 +128,25 @@ class _Stage:
             self.emit(self.kind, message="rows to train on", domain=name, **_counts(rows[name], 1))
         return rows
 
-    def phase(
+    def job(
         self, expected: Sequence[Expected], experts: Sequence[str], rows: dict[str, TokenizedRows], workers: int
-    ) -> Phase:
+    ) -> TrainerJob:
         """One trainer's work; expected: of the manifests that it leads to."""
-        from selfmoe_ray.training.worker import Phase
+        from selfmoe_ray.training.worker import TrainerJob
 
         # State can be resumed only by the same work in the same layout, so its name stands for both.
         layout = [list(experts), workers, self.config.resources.training.zero_stage]
         digest = hashlib.sha256(json.dumps([expected, layout], sort_keys=True).encode()).hexdigest()[:12]
         pad = load_tokenizer(self.base.path, self.config.trust_remote_code).pad_token_id
         name, chosen = f"{self.kind}-{digest}", {domain: of_domain.rows for domain, of_domain in rows.items()}
-        return Phase(self.kind, name, self.config, self.base, self.run_dir, tuple(experts), chosen, pad)
+        return TrainerJob(self.kind, name, self.config, self.base, self.run_dir, tuple(experts), chosen, pad)
 
 
-def _plan(config: RunConfig, learners: int, each: Literal["auto"] | int) -> tuple[list[TrainerPlan], WorkerShape]:
+def _plan(config: RunConfig, learners: int, each: Literal["auto"] | int) -> tuple[list[TrainerPlan], WorkerDevices]:
     """How many trainers and workers train so many learners on this cluster, and what each worker has."""
     resources, cluster = config.resources.training, read_cluster()
     plans = plan_trainers(learners, each, resources.workers_per_trainer, count_devices(resources, cluster))
-    return plans, worker_shape(resources, plans, cluster)
+    return plans, worker_devices(resources, plans, cluster)
 
 
 def _counts(rows: TokenizedRows, epochs: float) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _sum_counts(rows: dict[str, TokenizedRows], epochs: float) -> dict[str, Any]
     return {key: sum(part[key] for part in parts) for key in parts[0]}
 
 
-def _forget(phases: Sequence[Phase]) -> None:
+def _forget(jobs: Sequence[TrainerJob]) -> None:
     """Resumable state of finished work is of no more use."""
-    for phase in phases:
-        phase.run_dir.storage.delete(phase.run_dir.checkpoints(phase.trainer))
+    for job in jobs:
+        job.run_dir.storage.delete(job.run_dir.checkpoints(job.trainer))

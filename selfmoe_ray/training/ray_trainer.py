@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.ray_session import beside_driver
 from selfmoe_ray.run.events import Emit
-from selfmoe_ray.training.trainers import WorkerShape
+from selfmoe_ray.training.trainers import WorkerDevices
 
 if TYPE_CHECKING:
     from selfmoe_ray.training.loop import TrainingLoop
-    from selfmoe_ray.training.worker import Phase
+    from selfmoe_ray.training.worker import TrainerJob
 
 POLL_SECONDS = 0.5
 FREE_CHECKPOINTS = 2
 
 
-def fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape, emit: Emit) -> None:
+def fit_all(jobs: Sequence[TrainerJob], workers: Sequence[int], devices: WorkerDevices, emit: Emit) -> None:
     """Run all trainers at once, passing on their progress; raises what the first that fails raises."""
     import ray
     from ray.exceptions import RayTaskError
@@ -29,8 +29,8 @@ def fit_all(phases: Sequence[Phase], workers: Sequence[int], shape: WorkerShape,
     fit = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(_fit)
     progress = ray.remote(num_cpus=0, scheduling_strategy=here)(_Progress).remote()
     pending = [
-        fit.options(name=f"train {phase.kind} {', '.join(phase.experts)}").remote(phase, count, shape, progress)
-        for phase, count in zip(phases, workers, strict=True)
+        fit.options(name=f"train {job.kind} {', '.join(job.experts)}").remote(job, count, devices, progress)
+        for job, count in zip(jobs, workers, strict=True)
     ]
     try:
         while pending:
@@ -60,24 +60,24 @@ class _Progress:
         return events
 
 
-def _fit(phase: Phase, workers: int, shape: WorkerShape, progress: Any) -> None:
+def _fit(job: TrainerJob, workers: int, devices: WorkerDevices, progress: Any) -> None:
     """One trainer; a stopped one of the same name goes on from its last checkpoint."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    resources: dict[str, float] = {"CPU": shape.cpus}
-    if shape.gpus:
-        resources["GPU"] = shape.gpus
+    resources: dict[str, float] = {"CPU": devices.cpus}
+    if devices.gpus:
+        resources["GPU"] = devices.gpus
     TorchTrainer(
         _work,
-        train_loop_config={"phase": ray.put(phase), "threads": shape.cpus, "progress": progress},
-        torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(shape.gpus), resources_per_worker=resources),
+        train_loop_config={"job": ray.put(job), "threads": devices.cpus, "progress": progress},
+        torch_config=TorchConfig(backend="nccl" if devices.gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(devices.gpus), resources_per_worker=resources),
         run_config=RunConfig(
-            name=phase.trainer,
-            storage_path=phase.run_dir.storage.path(str(Path(phase.run_dir.checkpoints(phase.trainer)).parent)),
-            failure_config=FailureConfig(max_failures=phase.config.resources.training.max_failures),
+            name=job.trainer,
+            storage_path=job.run_dir.storage.path(str(Path(job.run_dir.checkpoints(job.trainer)).parent)),
+            failure_config=FailureConfig(max_failures=job.config.resources.training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=FREE_CHECKPOINTS),
         ),
     ).fit()
@@ -90,9 +90,9 @@ def _work(arguments: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from selfmoe_ray.training.worker import run_phase
+    from selfmoe_ray.training.worker import run_trainer
 
-    phase: Phase = ray.get(arguments["phase"])
+    job: TrainerJob = ray.get(arguments["job"])
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -100,7 +100,7 @@ def _work(arguments: dict[str, Any]) -> None:
         torch.set_num_threads(arguments["threads"])
 
     def notify(**fields: Any) -> None:
-        arguments["progress"].add.remote(phase.kind, fields)
+        arguments["progress"].add.remote(job.kind, fields)
 
     def on_checkpoint(loop: TrainingLoop) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -109,10 +109,10 @@ def _work(arguments: dict[str, Any]) -> None:
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        run_phase(phase, str(device), None, notify, on_checkpoint)
+        run_trainer(job, str(device), None, notify, on_checkpoint)
         return
     with checkpoint.as_directory() as folder:
-        run_phase(phase, str(device), Path(folder), notify, on_checkpoint)
+        run_trainer(job, str(device), Path(folder), notify, on_checkpoint)
 
 
 def _reason(error: Exception) -> Exception:

@@ -38,7 +38,7 @@ def plan_trainers(
 
 
 @dataclass(frozen=True)
-class WorkerShape:
+class WorkerDevices:
     """The devices of one training worker."""
 
     cpus: int
@@ -58,7 +58,7 @@ def count_devices(resources: TrainingResources, cluster: Cluster) -> int:
     return int(sum(cluster.node_gpus) / gpus) if gpus else len(cluster.node_cpus)
 
 
-def worker_shape(resources: TrainingResources, plans: Sequence[TrainerPlan], cluster: Cluster) -> WorkerShape:
+def worker_devices(resources: TrainingResources, plans: Sequence[TrainerPlan], cluster: Cluster) -> WorkerDevices:
     """The devices of each worker; auto CPUs: one beside a GPU, else an even share of the nodes' CPUs.
 
     Raises UserError where one trainer would not fit into the cluster; trainers wait for each other.
@@ -83,4 +83,4 @@ def worker_shape(resources: TrainingResources, plans: Sequence[TrainerPlan], clu
             f"GPUs by node: {list(cluster.node_gpus)}).\n"
             "  lower workers_per_trainer, cpus_per_worker or gpus_per_worker, or add nodes"
         )
-    return WorkerShape(cpus, gpus)
+    return WorkerDevices(cpus, gpus)

@@ -39,11 +39,11 @@ Notify = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainerJob:
     """What one trainer does.
 
     trainer: the name of its resumable state. experts: those that it trains, by their domains, or in the
-    router's phase all of the mixture, in its order. rows: each domain's tokenized rows.
+    router's job all of the mixture, in its order. rows: each domain's tokenized rows.
     """
 
     kind: Literal["experts", "router", "joint"]
@@ -56,8 +56,8 @@ class Phase:
     pad_token_id: int
 
 
-def run_phase(
-    phase: Phase,
+def run_trainer(
+    job: TrainerJob,
     device: str,
     resume_from: Path | None,
     notify: Notify,
@@ -67,12 +67,12 @@ def run_phase(
 
     notify(message=...) or (step=..., ...) tells of progress, from rank 0 only.
     """
-    model = _load_mixture(phase, device)
+    model = _load_mixture(job, device)
     shares = str(count_parameters(model))
-    if phase.kind == "router":
-        _start_router(phase, model, notify)
-    learners, gate_of = {"experts": _experts, "router": _router, "joint": _joint}[phase.kind](phase, model)
-    loop = TrainingLoop(model, learners, gate_of, phase.pad_token_id, loop_settings(phase.config))
+    if job.kind == "router":
+        _start_router(job, model, notify)
+    learners, gate_of = {"experts": _experts, "router": _router, "joint": _joint}[job.kind](job, model)
+    loop = TrainingLoop(model, learners, gate_of, job.pad_token_id, loop_settings(job.config))
     is_first = loop.rank == 0
     if resume_from is not None:
         loop.load(resume_from)
@@ -88,10 +88,10 @@ def run_phase(
     zero_3 = loop.settings.zero_stage == 3
     with import_deepspeed().zero.GatheredParameters(trained, enabled=zero_3):
         if is_first:
-            if phase.kind != "router":
-                _save_experts(phase, model, loop)
-            if phase.kind != "experts":
-                _save_router(phase, model, loop)
+            if job.kind != "router":
+                _save_experts(job, model, loop)
+            if job.kind != "experts":
+                _save_router(job, model, loop)
                 notify(message=shares)
 
 
@@ -106,65 +106,65 @@ def loop_settings(config: RunConfig) -> LoopSettings:
     )
 
 
-def _load_mixture(phase: Phase, device: str) -> MixtureModel:
-    config = phase.config
-    found = phase.base
+def _load_mixture(job: TrainerJob, device: str) -> MixtureModel:
+    config = job.config
+    found = job.base
     if not Path(found.path).is_dir():
         # Another node than the driver's, with a cache of its own.
-        found = resolve(phase.base.value, config.trust_remote_code)
-        check_hash(phase.base.value, phase.base.content_hash, found)
-    fits_first = phase.kind == "router" and config.training.router.init == "labels"
+        found = resolve(job.base.value, config.trust_remote_code)
+        check_hash(job.base.value, job.base.content_hash, found)
+    fits_first = job.kind == "router" and config.training.router.init == "labels"
     # ZeRO-3 takes the base to the device in shares, as a device may not hold the whole.
     place = "cpu" if config.resources.training.zero_stage == 3 and not fits_first else device
     base = load_model(found.path, config.training.dtype, place, config.trust_remote_code)
-    spec = MixtureSpec.uniform(list(phase.experts), config.mixture, phase.base.value, phase.base.content_hash)
+    spec = MixtureSpec.uniform(list(job.experts), config.mixture, job.base.value, job.base.content_hash)
     return attach(base, spec, config.seed)
 
 
-def _experts(phase: Phase, model: MixtureModel) -> tuple[list[Learner], GateOf]:
-    optimizer = phase.config.training.experts
+def _experts(job: TrainerJob, model: MixtureModel) -> tuple[list[Learner], GateOf]:
+    optimizer = job.config.training.experts
     learners = []
-    for index, domain in enumerate(phase.experts):
-        rows = phase.rows[domain]
-        schedule = make_schedule(len(rows), optimizer, phase.config.seed, domain)
+    for index, domain in enumerate(job.experts):
+        rows = job.rows[domain]
+        schedule = make_schedule(len(rows), optimizer, job.config.seed, domain)
         parameters = model.expert_parameters(index)
         learners.append(Learner(domain, rows, schedule, parameters, optimizer.weight_decay))
-    return learners, domain_gate(phase.experts)
+    return learners, domain_gate(job.experts)
 
 
-def _router(phase: Phase, model: MixtureModel) -> tuple[list[Learner], GateOf]:
-    return _all_rows(phase, model, ROUTER_LEARNER, phase.config.training.router, model.router_parameters())
+def _router(job: TrainerJob, model: MixtureModel) -> tuple[list[Learner], GateOf]:
+    return _all_rows(job, model, ROUTER_LEARNER, job.config.training.router, model.router_parameters())
 
 
-def _joint(phase: Phase, model: MixtureModel) -> tuple[list[Learner], GateOf]:
-    experts = [parameter for index in range(len(phase.experts)) for parameter in model.expert_parameters(index)]
+def _joint(job: TrainerJob, model: MixtureModel) -> tuple[list[Learner], GateOf]:
+    experts = [parameter for index in range(len(job.experts)) for parameter in model.expert_parameters(index)]
     parameters = [*experts, *model.router_parameters()]
-    return _all_rows(phase, model, JOINT_LEARNER, phase.config.training.experts, parameters)
+    return _all_rows(job, model, JOINT_LEARNER, job.config.training.experts, parameters)
 
 
 def _all_rows(
-    phase: Phase, model: MixtureModel, name: str, optimizer: OptimizerConfig, parameters: list[torch.nn.Parameter]
+    job: TrainerJob, model: MixtureModel, name: str, optimizer: OptimizerConfig, parameters: list[torch.nn.Parameter]
 ) -> tuple[list[Learner], GateOf]:
     """One learner on the rows of all domains, gated by the router."""
-    rows = [row for of_domain in phase.rows.values() for row in of_domain]
-    schedule = make_schedule(len(rows), optimizer, phase.config.seed, name)
+    rows = [row for of_domain in job.rows.values() for row in of_domain]
+    schedule = make_schedule(len(rows), optimizer, job.config.seed, name)
     gate = Gate.router(model.spec.num_experts_per_tok)
     return [Learner(name, rows, schedule, parameters, optimizer.weight_decay)], lambda _: gate
 
 
-def _start_router(phase: Phase, model: MixtureModel, notify: Notify) -> None:
+def _start_router(job: TrainerJob, model: MixtureModel, notify: Notify) -> None:
     """Load the experts; fit the router once for all workers, and keep the fit for restarts and the report."""
-    storage = phase.run_dir.storage
-    for index, domain in enumerate(phase.experts):
-        with storage.local_folder_to_read(phase.run_dir.expert(domain)) as folder:
+    storage = job.run_dir.storage
+    for index, domain in enumerate(job.experts):
+        with storage.local_folder_to_read(job.run_dir.expert(domain)) as folder:
             load_expert(model, index, folder)
-    if phase.config.training.router.init == "random":
+    if job.config.training.router.init == "random":
         return
-    fitted = _fitted_folder(phase)
+    fitted = _fitted_folder(job)
     if torch.distributed.get_rank() == 0 and not storage.exists(fitted):
-        config = phase.config
-        rows = [row for domain in phase.experts for row in phase.rows[domain]]
-        report = fit_to_labels(model, rows, config.training.router.fit_tokens, phase.pad_token_id, config.seed)
+        config = job.config
+        rows = [row for domain in job.experts for row in job.rows[domain]]
+        report = fit_to_labels(model, rows, config.training.router.fit_tokens, job.pad_token_id, config.seed)
         accuracy = (report.held_out_accuracy or report.train_accuracy)[-1]
         notify(message="fitted to the domain labels", tokens=report.train_tokens, accuracy=accuracy)
         with storage.local_folder_to_write(fitted) as folder:
@@ -175,8 +175,8 @@ def _start_router(phase: Phase, model: MixtureModel, notify: Notify) -> None:
         load_router(model, folder)
 
 
-def _fitted_folder(phase: Phase) -> str:
-    return f"{phase.run_dir.checkpoints(phase.trainer)}/{FITTED}"
+def _fitted_folder(job: TrainerJob) -> str:
+    return f"{job.run_dir.checkpoints(job.trainer)}/{FITTED}"
 
 
 def _progress(report: StepReport) -> dict[str, Any]:
@@ -188,20 +188,20 @@ def _progress(report: StepReport) -> dict[str, Any]:
     }
 
 
-def _save_experts(phase: Phase, model: MixtureModel, loop: TrainingLoop) -> None:
-    for index, domain in enumerate(phase.experts):
-        with phase.run_dir.storage.local_folder_to_write(phase.run_dir.expert(domain)) as folder:
+def _save_experts(job: TrainerJob, model: MixtureModel, loop: TrainingLoop) -> None:
+    for index, domain in enumerate(job.experts):
+        with job.run_dir.storage.local_folder_to_write(job.run_dir.expert(domain)) as folder:
             save_expert(model, index, folder)
-            _write_metrics(folder, loop, loop.learners[index if phase.kind == "experts" else 0])
+            _write_metrics(folder, loop, loop.learners[index if job.kind == "experts" else 0])
 
 
-def _save_router(phase: Phase, model: MixtureModel, loop: TrainingLoop) -> None:
-    storage = phase.run_dir.storage
-    with storage.local_folder_to_write(phase.run_dir.ROUTER) as folder:
+def _save_router(job: TrainerJob, model: MixtureModel, loop: TrainingLoop) -> None:
+    storage = job.run_dir.storage
+    with storage.local_folder_to_write(job.run_dir.ROUTER) as folder:
         save_router(model, folder)
         _write_metrics(folder, loop, loop.learners[0])
-        if storage.exists(_fitted_folder(phase)):
-            with storage.local_folder_to_read(_fitted_folder(phase)) as fitted:
+        if storage.exists(_fitted_folder(job)):
+            with storage.local_folder_to_read(_fitted_folder(job)) as fitted:
                 shutil.copytree(fitted, folder / FITTED)
 
 

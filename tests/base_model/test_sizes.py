@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfmoe_ray.base_model.sizes import ModelShape, read_shape
+from selfmoe_ray.base_model.sizes import DecoderSizes, read_sizes
 from selfmoe_ray.errors import UserError
 
 
@@ -19,11 +19,11 @@ def test_a_config_tells_the_parameters(family: str, tiny_model_dir: Callable[...
     with safe_open(folder / "model.safetensors", "numpy") as file:
         matrices = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     counted = sum(shape[0] * shape[1] for shape in matrices if len(shape) == 2)
-    assert read_shape(str(folder)).parameters == counted
+    assert read_sizes(str(folder)).parameters == counted
 
 
 def test_a_70b_model() -> None:
-    llama = ModelShape(80, 8192, 28672, 64, 8, 128, 128256, tied=False)
+    llama = DecoderSizes(80, 8192, 28672, 64, 8, 128, 128256, tied=False)
     assert llama.parameters == pytest.approx(70.55e9, rel=1e-3)
     # r * (in + out) over the seven linears of 80 layers, as PEFT counts them.
     assert llama.lora_parameters(8) == 103_546_880
@@ -32,4 +32,4 @@ def test_a_70b_model() -> None:
 def test_a_config_without_sizes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UserError, match="does not describe a dense decoder"):
-        read_shape(str(tmp_path))
+        read_sizes(str(tmp_path))

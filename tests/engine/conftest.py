@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfmoe_ray.base_model import load_model, resolve
-from selfmoe_ray.config import RouterShape
+from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.mixture.checkpoint import save_mixse
 from selfmoe_ray.mixture.model import attach
 from selfmoe_ray.mixture.spec import MixtureSpec
@@ -40,7 +40,7 @@ def mixse_dir(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.Temp
             ranks=ranks,
             alphas=(16.0, 16.0, 8.0),
             num_experts_per_tok=k,
-            router=RouterShape.model_validate(router or {}),
+            router=RouterConfig.model_validate(router or {}),
             base_model=base.value,
             base_hash=base.content_hash,
         )

@@ -6,14 +6,14 @@ import pytest
 
 from selfmoe_ray.evaluation.benchmarks import draw_name, split_draw
 from selfmoe_ray.evaluation.draws import draw_table
-from selfmoe_ray.evaluation.main_table import Cell
+from selfmoe_ray.evaluation.main_table import Evaluated
 
 
-def cells(system: str, gsm8k: list[float], mmlu: float | None) -> list[Cell]:
+def cells(system: str, gsm8k: list[float], mmlu: float | None) -> list[Evaluated]:
     scores = {draw_name("gsm8k", draw): score for draw, score in enumerate(gsm8k)}
     if mmlu is not None:
         scores["mmlu"] = mmlu
-    return [Cell(system, benchmark, "acc,none", {"score": score}, {}) for benchmark, score in scores.items()]
+    return [Evaluated(system, benchmark, "acc,none", {"score": score}, {}) for benchmark, score in scores.items()]
 
 
 def test_names() -> None:

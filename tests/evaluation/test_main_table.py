@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from selfmoe_ray.evaluation.main_table import main_table, read_cells, to_csv, to_text
+from selfmoe_ray.evaluation.main_table import main_table, read_evaluated, to_csv, to_text
 from selfmoe_ray.evaluation.statistics import score
 from selfmoe_ray.run.run_dir import RunDir
 
@@ -37,7 +37,7 @@ def test_systems_are_compared_with_the_base_on_the_same_items(run_dir: RunDir) -
     write(run_dir, "expert-math", "gsm8k", [0.0] + [1.0] * 4 + [0.0] * 7)
     write(run_dir, "base", "piqa", [1.0, 0.0])
     write(run_dir, "mixse", "piqa", [1.0, 0.0, 1.0])
-    rows = main_table(read_cells(run_dir, ORDER), seed=0)
+    rows = main_table(read_evaluated(run_dir, ORDER), seed=0)
     assert [(row.benchmark, row.system) for row in rows] == [
         *(("gsm8k", system) for system in ORDER),
         ("piqa", "base"),
@@ -55,13 +55,13 @@ def test_an_unfinished_evaluation_is_left_out(run_dir: RunDir) -> None:
     write(run_dir, "base", "gsm8k", [1.0, 0.0])
     write(run_dir, "mixse", "gsm8k", [1.0, 0.0])
     run_dir.storage.delete("eval/mixse/gsm8k/manifest.json")
-    assert [cell.system for cell in read_cells(run_dir, ORDER)] == ["base"]
+    assert [cell.system for cell in read_evaluated(run_dir, ORDER)] == ["base"]
 
 
 def test_csv_keeps_numbers_and_the_terminal_shows_percent(run_dir: RunDir) -> None:
     write(run_dir, "base", "gsm8k", [1.0, 0.0, 0.0])
     write(run_dir, "mixse", "gsm8k", [1.0, 1.0, 0.0])
-    rows = main_table(read_cells(run_dir, ORDER), seed=0)
+    rows = main_table(read_evaluated(run_dir, ORDER), seed=0)
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert float(read[1]["score"]) == rows[1].score and read[0]["difference"] == ""
     header, base, mixse = to_text(rows).splitlines()
@@ -72,10 +72,10 @@ def test_csv_keeps_numbers_and_the_terminal_shows_percent(run_dir: RunDir) -> No
 def test_items_are_left_out_of_scores_and_comparisons(run_dir: RunDir) -> None:
     write(run_dir, "base", "gsm8k", [1.0, 0.0, 0.0, 1.0])
     write(run_dir, "mixse", "gsm8k", [1.0, 1.0, 0.0, 1.0])
-    cells = read_cells(run_dir, ORDER, {"gsm8k": {"gsm8k/0", "gsm8k/1", "other/2"}, "piqa": {"piqa/0"}})
+    cells = read_evaluated(run_dir, ORDER, {"gsm8k": {"gsm8k/0", "gsm8k/1", "other/2"}, "piqa": {"piqa/0"}})
     base, mixse = main_table(cells, seed=0)
     assert (base.n, base.score, mixse.difference) == (2, 0.5, 0.0)
-    assert read_cells(run_dir, ORDER, {"gsm8k": {f"gsm8k/{row}" for row in range(4)}}) == []
+    assert read_evaluated(run_dir, ORDER, {"gsm8k": {f"gsm8k/{row}" for row in range(4)}}) == []
 
 
 def test_a_score_that_is_no_mean_cannot_lose_items(run_dir: RunDir) -> None:
@@ -83,5 +83,5 @@ def test_a_score_that_is_no_mean_cannot_lose_items(run_dir: RunDir) -> None:
     scores = run_dir.storage.read_json("eval/base/f1/scores.json")
     scores["metrics"]["acc,none"]["score"] = 0.7
     run_dir.storage.write_json("eval/base/f1/scores.json", scores)
-    assert len(read_cells(run_dir, ORDER, {"f1": set()})) == 1
-    assert read_cells(run_dir, ORDER, {"f1": {"f1/0"}}) == []
+    assert len(read_evaluated(run_dir, ORDER, {"f1": set()})) == 1
+    assert read_evaluated(run_dir, ORDER, {"f1": {"f1/0"}}) == []

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from selfmoe_ray.base_model import BaseModel, resolve
-from selfmoe_ray.config import RouterShape
+from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import (
     assemble_mixse,
@@ -92,7 +92,7 @@ def test_existing_adapters_of_different_shapes_make_a_mixture(
     for name, shape in shapes.items():
         config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **shape)
         get_peft_model(load_base(), config).save_pretrained(str(tmp_path / name))
-    model = from_adapters(load_base(), {name: tmp_path / name for name in shapes}, RouterShape())
+    model = from_adapters(load_base(), {name: tmp_path / name for name in shapes}, RouterConfig())
     assert model.spec.ranks == (4, 2)
     for index, name in enumerate(shapes):
         with torch.no_grad():
@@ -111,7 +111,7 @@ def test_adapters_that_are_more_than_lora_are_refused(
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises(UserError, match=f"adapter_config.json: {field} = .* cannot be part of a mixture"):
-        from_adapters(load_base(), {"a": tmp_path}, RouterShape())
+        from_adapters(load_base(), {"a": tmp_path}, RouterConfig())
 
 
 def _damage_base(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from selfmoe_ray.base_model.sizes import ModelShape
+from selfmoe_ray.base_model.sizes import DecoderSizes
 from selfmoe_ray.config import RunConfig, parse_config
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.hardware import Cluster
@@ -14,9 +14,9 @@ from selfmoe_ray.measure.statistics import Estimate
 from selfmoe_ray.pipeline.memory import GIB
 from selfmoe_ray.pipeline.plan import RunPlan, plan_run
 
-SMOL = ModelShape(30, 576, 1536, 9, 3, 64, 49152, tied=True)
-GEMMA_7B = ModelShape(28, 3072, 24576, 16, 16, 256, 256000, tied=True)
-LLAMA_70B = ModelShape(80, 8192, 28672, 64, 8, 128, 128256, tied=False)
+SMOL = DecoderSizes(30, 576, 1536, 9, 3, 64, 49152, tied=True)
+GEMMA_7B = DecoderSizes(28, 3072, 24576, 16, 16, 256, 256000, tied=True)
+LLAMA_70B = DecoderSizes(80, 8192, 28672, 64, 8, 128, 128256, tied=False)
 DOMAINS = ["knowledge", "reasoning", "math", "coding"]
 DEVICE_STAGES = ["generate", "experts", "router", "measure"]
 TO_THE_ROUTER = DEVICE_STAGES[:3]
@@ -39,7 +39,7 @@ def gpu_nodes(nodes: int, gpus: int, gib: int = 80, memory: int = 2048) -> Clust
 
 def plan(
     cluster: Cluster,
-    shape: ModelShape,
+    shape: DecoderSizes,
     stages: list[str] = DEVICE_STAGES,
     domains: list[str] = DOMAINS,
     **settings: Any,

@@ -16,7 +16,7 @@ import pytest
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.sandbox import program as sandbox
-from selfmoe_ray.sandbox.program import Limits, Outcome, run_program
+from selfmoe_ray.sandbox.program import Outcome, ProgramLimits, run_program
 
 NOBODY = 65534
 TRY = """
@@ -42,7 +42,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def run(program: str, **limits: float) -> Outcome:
-    return run_program(program, run_model_written_code=True, limits=Limits(**limits))  # type: ignore[arg-type]
+    return run_program(program, run_model_written_code=True, limits=ProgramLimits(**limits))  # type: ignore[arg-type]
 
 
 def unconfined(program: str, cwd: Path) -> str:

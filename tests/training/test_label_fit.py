@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from selfmoe_ray.config import MixtureConfig, RouterShape
+from selfmoe_ray.config import MixtureConfig, RouterConfig
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import attach
 from selfmoe_ray.mixture.spec import MixtureSpec
@@ -28,7 +28,7 @@ def make_rows(domain: str, count: int = 40) -> list[TokenizedRow]:
     return rows
 
 
-def make_mixture(base, shape: RouterShape):
+def make_mixture(base, shape: RouterConfig):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
@@ -38,7 +38,7 @@ def make_mixture(base, shape: RouterShape):
 @pytest.mark.parametrize("scope", ["layer", "shared"])
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_fit_separates_separable_domains(tiny_model_dir, scope, accumulate):
-    model = make_mixture(tiny_model_dir(), RouterShape(scope=scope, accumulate=accumulate))
+    model = make_mixture(tiny_model_dir(), RouterConfig(scope=scope, accumulate=accumulate))
     rows = [row for domain in DOMAINS for row in make_rows(domain)]
     report = fit_to_labels(model, rows, 1500, PAD, seed=0)
     assert report.train_tokens > 1000 and report.held_out_tokens > 50
@@ -49,7 +49,7 @@ def test_fit_separates_separable_domains(tiny_model_dir, scope, accumulate):
 
 
 def test_fitted_gates_choose_the_domain_of_unseen_rows(tiny_model_dir):
-    model = make_mixture(tiny_model_dir(), RouterShape())
+    model = make_mixture(tiny_model_dir(), RouterConfig())
     rows = [row for domain in DOMAINS for row in make_rows(domain)]
     fit_to_labels(model, rows[:39] + rows[40:79] + rows[80:119], 1500, PAD, seed=0)
     for index, unseen in enumerate((rows[39], rows[79], rows[119])):
@@ -60,7 +60,7 @@ def test_fitted_gates_choose_the_domain_of_unseen_rows(tiny_model_dir):
 
 def test_tokens_are_drawn_evenly_and_the_fit_is_repeatable(tiny_model_dir):
     rows = [row for domain, count in zip(DOMAINS, (40, 10, 40), strict=True) for row in make_rows(domain, count)]
-    models = [make_mixture(tiny_model_dir(), RouterShape()) for _ in range(2)]
+    models = [make_mixture(tiny_model_dir(), RouterConfig()) for _ in range(2)]
     reports = [fit_to_labels(model, rows, 450, PAD, seed=1) for model in models]
     assert reports[0] == reports[1]
     assert 450 <= reports[0].train_tokens + reports[0].held_out_tokens < 450 + 3 * 24
@@ -69,7 +69,7 @@ def test_tokens_are_drawn_evenly_and_the_fit_is_repeatable(tiny_model_dir):
 
 
 def test_features_are_those_of_the_plain_base_without_padding(tiny_model_dir):
-    model = make_mixture(tiny_model_dir(), RouterShape())
+    model = make_mixture(tiny_model_dir(), RouterConfig())
     rows = make_rows("bee")[:3]
     features = collect_features(model, rows, PAD)
     assert features.hidden.shape == (2, sum(len(row.input_ids) for row in rows), 64)

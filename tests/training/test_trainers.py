@@ -5,7 +5,7 @@ import pytest
 from selfmoe_ray.config import TrainingResources
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.hardware import Cluster
-from selfmoe_ray.training.trainers import TrainerPlan, count_devices, worker_shape
+from selfmoe_ray.training.trainers import TrainerPlan, count_devices, worker_devices
 
 
 def resources(**fields) -> TrainingResources:
@@ -24,11 +24,11 @@ def resources(**fields) -> TrainingResources:
 )
 def test_worker_shape(fields, cluster, devices, workers, expected):
     assert count_devices(resources(**fields), cluster) == devices
-    shape = worker_shape(resources(**fields), [TrainerPlan((0,), workers)], cluster)
+    shape = worker_devices(resources(**fields), [TrainerPlan((0,), workers)], cluster)
     assert (shape.cpus, shape.gpus) == expected
 
 
 @pytest.mark.parametrize("fields", [{"gpus_per_worker": 1}, {"cpus_per_worker": 3}, {"cpus_per_worker": 2}], ids=str)
 def test_impossible_resources_say_what_was_asked_and_what_there_is(fields):
     with pytest.raises(UserError, match=r"2 worker\(s\).*room for [01] .*CPUs by node: \[2\]"):
-        worker_shape(resources(**fields), [TrainerPlan((0,), 2)], Cluster((2,), (0,)))
+        worker_devices(resources(**fields), [TrainerPlan((0,), 2)], Cluster((2,), (0,)))

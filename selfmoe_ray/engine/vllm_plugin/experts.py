@@ -18,7 +18,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.utils import set_weight_attrs
 
 from selfmoe_ray.engine.kernels.mixture import BoundExperts, BoundRouter
-from selfmoe_ray.engine.vllm_plugin.pass_state import Routing
+from selfmoe_ray.engine.vllm_plugin.pass_state import PassState
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
 
@@ -134,7 +134,7 @@ class MixtureLinearMethod(LinearMethodBase):
     """
 
     def __init__(
-        self, base: LinearMethodBase, routing: Routing, layer: int, theta: Tensor | None = None, merge: bool = False
+        self, base: LinearMethodBase, routing: PassState, layer: int, theta: Tensor | None = None, merge: bool = False
     ):
         self.base = base
         self.routing = routing

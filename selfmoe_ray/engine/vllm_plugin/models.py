@@ -17,7 +17,7 @@ from selfmoe_ray.engine.vllm_plugin import requests
 from selfmoe_ray.engine.vllm_plugin.checkpoint import MixseCheckpoint, Place, read_checkpoint
 from selfmoe_ray.engine.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
 from selfmoe_ray.engine.vllm_plugin.gates import TokenGates
-from selfmoe_ray.engine.vllm_plugin.pass_state import Routing
+from selfmoe_ray.engine.vllm_plugin.pass_state import PassState
 from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX, ROUTER_WEIGHTS
@@ -77,7 +77,7 @@ class VllmMixture:
         dtype, is_eager = vllm_config.model_config.dtype, _is_eager(vllm_config)
         self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts), is_eager)
         kernels = cpu_kernels(dtype, self.gates.k.device)
-        self.routing = Routing(self.spec, self.gates, self.trace, parts, dtype, is_eager, kernels)
+        self.routing = PassState(self.spec, self.gates, self.trace, parts, dtype, is_eager, kernels)
         self.owns_weights = vllm_config.load_config.load_format in OWN_WEIGHTS
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
         self.thetas: dict[int, Tensor] = {}

@@ -12,7 +12,7 @@ from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 
-class Routing:
+class PassState:
     """Hands the router's logits from layer to layer, and each layer's gates to its linears.
 
     `gates` is what the linears read: with `kernels` [tokens, n] float32, else [tokens, parts * n * r] in

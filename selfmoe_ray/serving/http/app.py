@@ -18,12 +18,12 @@ from selfmoe_ray.serving.http.limits import BodyLimit
 from selfmoe_ray.serving.http.playground import mount_playground
 from selfmoe_ray.serving.http.records import RoutingRecords
 from selfmoe_ray.serving.metrics import routing_metrics
-from selfmoe_ray.serving.server import Engine
+from selfmoe_ray.serving.server import RunningEngine
 
 VLLM_PATHS = ("/health", "/tokenize", "/detokenize")
 
 
-async def build_app(engine: Engine, args: ServeArgs, keys: tuple[str, ...], records: RoutingRecords) -> ASGIApp:
+async def build_app(engine: RunningEngine, args: ServeArgs, keys: tuple[str, ...], records: RoutingRecords) -> ASGIApp:
     """The OpenAI API, the mixture's own endpoints, health, metrics and the playground.
 
     keys: accepted API keys; without any, none is asked for.
@@ -65,7 +65,7 @@ def _add_vllm_routes(app: FastAPI) -> None:
     metrics.attach_router(app)
 
 
-def _add_own_routes(app: FastAPI, engine: Engine, records: RoutingRecords) -> None:
+def _add_own_routes(app: FastAPI, engine: RunningEngine, records: RoutingRecords) -> None:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
     from vllm.v1.metrics.prometheus import get_prometheus_registry
 

@@ -15,7 +15,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from selfmoe_ray.serving.config import Limits
+from selfmoe_ray.serving.config import RequestLimits
 from selfmoe_ray.serving.http.errors import UNAVAILABLE, Refused
 from selfmoe_ray.serving.http.limits import check_request
 from selfmoe_ray.serving.http.names import ModelNames
@@ -27,7 +27,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for 
 _answering_model: ContextVar[str] = ContextVar("answering_model")
 
 
-def completion_routes(names: ModelNames, limits: Limits, records: RoutingRecords) -> APIRouter:
+def completion_routes(names: ModelNames, limits: RequestLimits, records: RoutingRecords) -> APIRouter:
     """The two generating endpoints."""
     router = APIRouter(dependencies=[Depends(validate_json_request)])
 

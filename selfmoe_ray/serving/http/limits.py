@@ -7,13 +7,13 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from selfmoe_ray.serving.config import Limits
+from selfmoe_ray.serving.config import RequestLimits
 from selfmoe_ray.serving.http.errors import Refused, error_response
 
 XARGS = ("mixse_gate", "mixse_routing")
 
 
-def check_request(request: Any, limits: Limits) -> None:
+def check_request(request: Any, limits: RequestLimits) -> None:
     """Raises Refused (400) where a completion or chat request asks for more than `limits` or for what is not served.
 
     request: vLLM's CompletionRequest or ChatCompletionRequest.

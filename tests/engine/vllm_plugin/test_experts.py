@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfmoe_ray.config import RouterShape
+from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.mixture.gate import top_k
 from selfmoe_ray.mixture.spec import MixtureSpec
 
@@ -44,11 +44,11 @@ def attach(
     """Random experts on the layer; returns their A and B by expert and part."""
     from selfmoe_ray.engine.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
     from selfmoe_ray.engine.vllm_plugin.gates import TokenGates
-    from selfmoe_ray.engine.vllm_plugin.pass_state import Routing
+    from selfmoe_ray.engine.vllm_plugin.pass_state import PassState
     from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
 
     n = len(spec.experts)
-    routing = Routing(spec, TokenGates(spec, 16), GateTrace(1, 16, n), len(OUTPUTS), torch.float32, is_eager)
+    routing = PassState(spec, TokenGates(spec, 16), GateTrace(1, 16, n), len(OUTPUTS), torch.float32, is_eager)
     linear.mixse_experts = experts = StackedExperts(linear, list(OUTPUTS), spec)
     linear.quant_method = MixtureLinearMethod(
         linear.quant_method, routing, 0, theta, merge=merge and experts.block_diagonal
@@ -74,7 +74,7 @@ def test_a_layer_adds_the_gated_experts(rank: int, merge: bool, bias: bool, is_e
     from vllm.model_executor.layers.linear import QKVParallelLinear
 
     torch.manual_seed(0)
-    spec = MixtureSpec(experts=("a", "b", "c"), ranks=(rank, 4, rank), alphas=(16.0, 16.0, 8.0), router=RouterShape())
+    spec = MixtureSpec(experts=("a", "b", "c"), ranks=(rank, 4, rank), alphas=(16.0, 16.0, 8.0), router=RouterConfig())
     linear = QKVParallelLinear(HIDDEN, 32, 2, 1, bias=bias, params_dtype=torch.float32, prefix="layers.0.qkv_proj")
     torch.nn.init.normal_(linear.weight, std=0.1)
     weight, offset = linear.weight.data.clone(), 0.0

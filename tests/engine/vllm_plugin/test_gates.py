@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from selfmoe_ray.config import RouterShape
+from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.engine.vllm_plugin.gates import RowGate, TokenGates, parse_gate
-from selfmoe_ray.engine.vllm_plugin.pass_state import Routing, ranks
+from selfmoe_ray.engine.vllm_plugin.pass_state import PassState, ranks
 from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.gate import top_k
 from selfmoe_ray.mixture.spec import MixtureSpec
 
-SPEC = MixtureSpec(experts=("math", "coding"), ranks=(4, 4), alphas=(8.0, 8.0), router=RouterShape())
+SPEC = MixtureSpec(experts=("math", "coding"), ranks=(4, 4), alphas=(8.0, 8.0), router=RouterConfig())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_of_equal_values_exactly_k_are_selected() -> None:
 
 
 def test_a_pass_leaves_nothing_behind() -> None:
-    routing = Routing(SPEC, TokenGates(SPEC, max_tokens=8), GateTrace(2, 8, 2), parts=3, dtype=torch.float32)
+    routing = PassState(SPEC, TokenGates(SPEC, max_tokens=8), GateTrace(2, 8, 2), parts=3, dtype=torch.float32)
     routing.read(0, torch.ones(3, 6), torch.ones(2, 6))
     routing.read(1, torch.ones(3, 6), torch.ones(2, 6))
     assert routing.gates is not None and routing.gates.shape == (3, 3 * 2 * SPEC.rank)
@@ -88,14 +88,14 @@ def test_a_pass_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize("names", [[None, None], [None, "top2"], ["coding", "uniform"]])
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_an_eager_engine_routes_as_a_compiled_one(names: list[str | None], accumulate: bool) -> None:
-    spec = SPEC.model_copy(update={"router": RouterShape(accumulate=accumulate)})
+    spec = SPEC.model_copy(update={"router": RouterConfig(accumulate=accumulate)})
     rows = TokenGates(spec, max_tokens=8)
     rows.write([parse_gate(name, spec) if name else None for name in names], np.array([0, 5]), np.array([2, 1]))
     draw = torch.Generator().manual_seed(0)
     hidden, theta = torch.randn(2, 3, 6, generator=draw), torch.randn(2, 2, 6, generator=draw)
     gates = []
     for is_eager in (True, False):
-        routing = Routing(spec, rows, GateTrace(2, 8, 2), 3, torch.float32, is_eager)
+        routing = PassState(spec, rows, GateTrace(2, 8, 2), 3, torch.float32, is_eager)
         for layer in range(2):
             routing.read(layer, hidden[layer], theta[layer])
         assert routing.gates is not None

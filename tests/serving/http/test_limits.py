@@ -12,11 +12,11 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from selfmoe_ray.serving.config import Limits
+from selfmoe_ray.serving.config import RequestLimits
 from selfmoe_ray.serving.http.errors import Refused
 from selfmoe_ray.serving.http.limits import BodyLimit, check_request
 
-LIMITS = Limits(max_tokens=10, n=2, prompts=2)
+LIMITS = RequestLimits(max_tokens=10, n=2, prompts=2)
 
 
 def request(**fields: Any) -> Any:

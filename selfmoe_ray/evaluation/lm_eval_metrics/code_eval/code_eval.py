@@ -14,7 +14,7 @@ import datasets
 import evaluate
 
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.sandbox.program import Limits, run_program
+from selfmoe_ray.sandbox.program import ProgramLimits, run_program
 
 Result = dict[str, Any]
 
@@ -51,7 +51,7 @@ class CodeEval(evaluate.Metric):
                 "this task runs Python programs that a model wrote, in a sandbox on this machine; "
                 "set the environment variable HF_ALLOW_CODE_EVAL=1 to allow it"
             )
-        limits = Limits(wall_seconds=timeout, cpu_seconds=math.ceil(timeout))
+        limits = ProgramLimits(wall_seconds=timeout, cpu_seconds=math.ceil(timeout))
         results: dict[int, list[tuple[int, Result]]] = {}
         with ThreadPoolExecutor(num_workers) as pool:
             jobs = [
@@ -70,7 +70,7 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
-def _run(task: int, candidate: int, program: str, limits: Limits) -> Result:
+def _run(task: int, candidate: int, program: str, limits: ProgramLimits) -> Result:
     outcome = run_program(program, run_model_written_code=True, limits=limits)
     words = outcome.status if outcome.passed or outcome.status == "timed out" else f"failed: {outcome.detail}"
     return {"task_id": task, "passed": outcome.passed, "result": words, "completion_id": candidate}
