@@ -25,9 +25,9 @@ def prepare_cluster(
     not fit.
     """
     wait_for_devices(config.resources.cluster, emit)
-    sizes = [node.gpu_memory for node in require_healthy_nodes(config.root) if node.gpu_memory]
+    memories = [node.gpu_memory for node in require_healthy_nodes(config.root) if node.gpu_memory]
     sizes = read_sizes(base.path, config.trust_remote_code)
-    plan = plan_run(config, domains, sizes, read_cluster(min(sizes, default=None)), stages)
+    plan = plan_run(config, domains, sizes, read_cluster(min(memories, default=None)), stages)
     for line in plan.lines():
         emit("plan", message=line)
     if plan.stages:

@@ -50,8 +50,8 @@ def train_experts(config: RunConfig, domains: Sequence[Domain], base: BaseModel,
     for plan in plans:
         for name in (todo[index] for index in plan.experts):
             counts = _counts(rows[name], config.training.experts.epochs)
-            devices = plan.workers / len(plan.experts)
-            run_dir.write_manifest(run_dir.expert(name), *expected[name], counts, seconds, devices)
+            share = plan.workers / len(plan.experts)
+            run_dir.write_manifest(run_dir.expert(name), *expected[name], counts, seconds, share)
     _forget(jobs)
 
 
