@@ -1,6 +1,6 @@
 """The inside of the sandbox: gives up every right, then runs the program in this same interpreter.
 
-Started by sandbox.py as a script of its own (`python -I`), with a JSON request on stdin; imports
+Started by program.py as a script of its own (`python -I`), with a JSON request on stdin; imports
 nothing but the standard library. In order: no new privileges, an unprivileged user, Landlock,
 resource limits, seccomp.
 """

@@ -1,7 +1,7 @@
 """Runs a Python program that a model wrote where it can harm nothing.
 
 Linux only, with or without root, also inside a container: Landlock narrows the files, seccomp the
-system calls, resource limits the rest (see sandbox_child.py). Where one of them is missing the program is
+system calls, resource limits the rest (see child.py). Where one of them is missing the program is
 not run. Two things it can still do: ask whether a path exists whose name it guesses, and search the
 interpreter's memory for the way to claim that it ended well; `passed` is a score, not a proof.
 """
@@ -25,7 +25,7 @@ from typing import IO
 
 from selfmoe_ray.errors import UserError
 
-_CHILD = Path(__file__).with_name("sandbox_child.py")
+_CHILD = Path(__file__).with_name("child.py")
 # What Python and compiled packages read beside the interpreter's own folders.
 _SYSTEM_FILES = (
     "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo",

@@ -37,7 +37,7 @@ def test_a_mistake_is_one_message_and_no_traceback(case: str, tmp_path: Path) ->
         assert json.loads(done.stdout.strip().splitlines()[-1].removeprefix("RESULT "))["status"] == "refused"
 
 
-@pytest.mark.parametrize("module", ["eval_command", "studies_command"])
+@pytest.mark.parametrize("module", ["commands.eval", "commands.studies"])
 def test_help_loads_no_heavy_library(module: str) -> None:
     script = (
         f"import sys\nfrom selfmoe_ray.{module} import parser\nparser().format_help()\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +57,6 @@ def test_stages_run_once_and_in_order(tmp_path: Path, stages: list[Stage], ran: 
     assert names(missing(stages, context)) == ["three"]
     run_stages(missing(stages, context), context)
     assert missing(stages, context) == [] and ran == ["one", "two", "three"]
-
-
-def test_a_stage_tells_its_energy_where_devices_do(tmp_path: Path, stages: list[Stage]) -> None:
-    events: list[dict[str, Any]] = []
-    context = replace(make_context(tmp_path), emit=lambda kind, **fields: events.append({"kind": kind, **fields}))
-    readings = iter([{"host": 1.0}, {"host": 41.4}, {"host": 41.4}, {"host": 50.4}, {}, {}])
-    run_stages(stages, context, lambda: next(readings))
-    finished = [event for event in events if event["message"] == "finished"]
-    assert [event.get("joules") for event in finished] == [40, 9, None]
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, stages: list[Stage], ran: list[str]) -> None:

@@ -1,0 +1,5 @@
+"""The environment of small engines."""
+
+from tests.engine.conftest import cpu_engines
+
+__all__ = ["cpu_engines"]
