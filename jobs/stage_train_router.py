@@ -3,4 +3,4 @@
 from selfmoe_ray.commands.run import main
 
 if __name__ == "__main__":
-    main(last="router")
+    main(until="router")

@@ -6,22 +6,25 @@ import argparse
 from typing import Any
 
 from selfmoe_ray.commands.job import run_command
+from selfmoe_ray.run.stages import STAGES
 
-STAGES = ("generate", "experts", "router", "mixse", "measure", "report")
 
-
-def main(last: str | None = None, argv: list[str] | None = None) -> None:
-    """Run the pipeline up to and including the stage `last` (default: all of it), then exit.
+def main(argv: list[str] | None = None, until: str | None = None) -> None:
+    """Run the pipeline up to and including a stage, then exit. until: fixes it; else the command line says it.
 
     Exit status and output: see `job.run_command`.
     """
-    arguments = _parser(last).parse_args(argv)
-    run_command(lambda: _run(arguments, last))
+    arguments = parser(until).parse_args(argv)
+    run_command(lambda: _run(arguments))
 
 
-def _parser(last: str | None) -> argparse.ArgumentParser:
-    what = f"Run the stages up to {last!r}" if last else "Run all stages"
+def parser(until: str | None = None) -> argparse.ArgumentParser:
+    """The command line; until: see `main`."""
+    what = f"Run the stages up to {until!r}" if until else "Run all stages"
     parser = argparse.ArgumentParser(description=f"{what} of {', '.join(STAGES)}. What is done is skipped.")
+    parser.set_defaults(until=until)
+    if until is None:
+        parser.add_argument("--until", choices=STAGES, help="the stage to stop after (default: the last)")
     parser.add_argument("--config", required=True, help="YAML file of settings (see jobs/configs)")
     parser.add_argument(
         "--set",
@@ -36,13 +39,13 @@ def _parser(last: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, last: str | None) -> dict[str, Any]:
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     from selfmoe_ray.config import load_config
     from selfmoe_ray.pipeline import run as pipeline
 
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
-        print(pipeline.describe(config, arguments.redo))
+        print(pipeline.describe(config, arguments.redo, arguments.until))
         return {"status": "dry-run"}
-    run = pipeline.run(config, redo=arguments.redo, last=last, verbose=arguments.verbose)
+    run = pipeline.run(config, redo=arguments.redo, until=arguments.until, verbose=arguments.verbose)
     return {"status": "done", "run": run}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import random
 import re
 import textwrap
 from dataclasses import dataclass
@@ -80,18 +79,6 @@ def load_domains(values: list[str]) -> list[Domain]:
             )
         given_as[domain.name] = value
     return domains
-
-
-def split_seeds(domain: Domain, used: int, seed: int) -> tuple[list[Seed], list[Seed]]:
-    """Draw at most `used` seeds that the method may see; the second list is held out.
-
-    The same for the same domain and `seed`; a larger `used` keeps what a smaller one drew. A domain
-    with no more than `used` seeds shows them all and holds none out.
-    """
-    count = len(domain.seeds)
-    order = random.Random(f"{domain.name}/{seed}").sample(range(count), count)
-    drawn = [domain.seeds[index] for index in order]
-    return drawn[:used], drawn[used:]
 
 
 def _read_folder(folder: Path) -> Domain:

@@ -11,6 +11,7 @@ from typing import Any
 from selfmoe_ray.evaluation.harness import Item, ItemId, LoadedBenchmark
 from selfmoe_ray.run.events import Emit
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import Made, Making, Product, begin, finish
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,20 @@ class Evaluation:
         self.settings = settings
         self._run_dir = run_dir
         self._emit = emit
-        self.unfinished = [cell for cell in cells if self._is_extended(cell) or not self._is_done(cell)]
+        of_folder = {self._folder(cell): cell for cell in cells}
+        self._todo = begin([self._product(cell) for cell in cells], run_dir)
+        self.unfinished = [of_folder[product.folder] for product in self._todo]
         for cell in self.unfinished:
-            self._extend(cell)
-            run_dir.begin(self._folder(cell), self._cell_settings(cell), redo=cell.name)
-            cell.done = self._read_parts(cell)
+            cell.done = self._read_done(cell)
 
     def run(self, answer: Answer, shard_size: int) -> None:
         """Score all that has no score yet; a shard is on record as soon as it is answered."""
+        finish(self._todo, self._score(answer, shard_size), self._run_dir)
+
+    def _score(self, answer: Answer, shard_size: int) -> Making:
         for cell in self.unfinished:
             if not cell.missing:
-                self._finish(cell)
+                yield from self._make(cell)
         start, done = time.monotonic(), 0
         left = sum(len(cell.missing) for cell in self.unfinished)
         for answers in answer(self._shards(shard_size)):
@@ -109,7 +113,7 @@ class Evaluation:
                 seconds_left=round((time.monotonic() - start) * (left - done) / done),
             )
             if not cell.missing:
-                self._finish(cell)
+                yield from self._make(cell)
 
     def _shards(self, size: int) -> Iterator[Shard]:
         """A benchmark for all systems, then the next, so that comparisons are there early."""
@@ -120,8 +124,8 @@ class Evaluation:
     def _folder(self, cell: Cell) -> str:
         return self._run_dir.evaluation(cell.system, cell.benchmark.benchmark.name)
 
-    def _cell_settings(self, cell: Cell) -> dict[str, Any]:
-        return {
+    def _product(self, cell: Cell) -> Product:
+        settings = {
             **asdict(self.settings),
             "fewshot_seed": cell.benchmark.fewshot_seed,
             "gate": cell.gate,
@@ -130,34 +134,14 @@ class Evaluation:
             "num_fewshot": cell.benchmark.num_fewshot,
             "versions": {"lm_eval": version("lm_eval"), **cell.benchmark.versions},
         }
+        return Product(self._folder(cell), settings, (), redo=cell.name, begun=settings, grows="limit")
 
-    def _is_done(self, cell: Cell) -> bool:
-        return self._run_dir.is_done(self._folder(cell), self._cell_settings(cell), {}, redo=cell.name)
-
-    def _is_extended(self, cell: Cell) -> bool:
-        """Whether the folder holds the same evaluation of fewer items, finished or not."""
-        begun = f"{self._folder(cell)}/{RunDir.BEGUN}"
-        if not self._run_dir.storage.exists(begun):
-            return False
-        found, asked = self._run_dir.storage.read_json(begun)["settings"], self._cell_settings(cell)
-        fewer, more = found.get("limit"), asked["limit"]
-        is_more = fewer is not None and (more is None or more > fewer)
-        return is_more and {**found, "limit": more} == asked
-
-    def _extend(self, cell: Cell) -> None:
-        """Take up an evaluation of fewer items; what it answered stays answered."""
-        if not self._is_extended(cell):
-            return
+    def _read_done(self, cell: Cell) -> dict[ItemId, Item]:
+        """The finished items, of a smaller limit too; one whose prompt is another now is left out."""
         storage, folder = self._run_dir.storage, self._folder(cell)
-        if self._run_dir.read_manifest(folder):
-            storage.write_jsonl(f"{folder}/parts/part-000000.jsonl", storage.read_jsonl(f"{folder}/samples.jsonl"))
-            storage.delete(f"{folder}/manifest.json")
-        storage.write_json(f"{folder}/{RunDir.BEGUN}", {"settings": self._cell_settings(cell)})
-
-    def _read_parts(self, cell: Cell) -> dict[ItemId, Item]:
-        """The finished items; one whose prompt is another now is left out."""
-        storage = self._run_dir.storage
-        rows = [row for file in storage.list_files(f"{self._folder(cell)}/parts") for row in storage.read_jsonl(file)]
+        samples = f"{folder}/samples.jsonl"
+        files = [*([samples] if storage.exists(samples) else []), *storage.list_files(f"{folder}/parts")]
+        rows = [row for file in files for row in storage.read_jsonl(file)]
         items = {(item.task, item.doc_id): item for item in (Item(**row) for row in rows)}
         hashes = cell.benchmark.prompt_hashes
         return {name: item for name, item in items.items() if hashes.get(name) == item.prompt_hash}
@@ -172,13 +156,13 @@ class Evaluation:
         cell.done |= zip(shard.items, items, strict=True)
         cell.seconds += answers.seconds
 
-    def _finish(self, cell: Cell) -> None:
+    def _make(self, cell: Cell) -> Making:
         storage, folder = self._run_dir.storage, self._folder(cell)
         items = [cell.done[item] for item in cell.benchmark.items]
         summary = cell.benchmark.summary(items)
         storage.write_json(f"{folder}/scores.json", summary)
         storage.write_jsonl(f"{folder}/samples.jsonl", [asdict(item) for item in items])
-        self._run_dir.write_manifest(folder, self._cell_settings(cell), {}, {"items": len(items)}, cell.seconds)
+        yield Made(folder, {"items": len(items)}, seconds=cell.seconds)
         storage.delete(f"{folder}/parts")
         score = summary["metrics"][summary["metric"]]
         self._emit(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import RunConfig, parse_config
-from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.benchmark_routing import benchmarks_to_trace, keep_routing, spread
 from selfmoe_ray.evaluation.benchmarks import select_benchmarks
@@ -27,6 +24,7 @@ from selfmoe_ray.mixture.systems import MIXSE
 from selfmoe_ray.run.events import Emit, EventLog
 from selfmoe_ray.run.lease import held
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import Made, Making, Product, Stage, missing, run_stage
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def evaluate_run(options: Options) -> str:
         benchmarks = load_benchmarks(chosen, options.source, options.draws, emit)
         find_leaked(benchmarks, run_dir, emit)
         _delete(options.redo, systems, benchmarks, run_dir)
-        _train(systems, config, run_dir, options.verbose, emit)
+        _train(systems, spec.experts, config, run_dir, options.verbose, emit)
         works = _plan(options, config, run_dir, systems, benchmarks, emit)
         if any(works.values()):
             with ray_session(options.verbose):
@@ -124,18 +122,31 @@ def _delete(
             run_dir.storage.delete(folder)
 
 
-def _train(systems: Mapping[str, System], config: RunConfig, run_dir: RunDir, verbose: bool, emit: Emit) -> None:
+def _train(
+    systems: Mapping[str, System],
+    domains: Sequence[str],
+    config: RunConfig,
+    run_dir: RunDir,
+    verbose: bool,
+    emit: Emit,
+) -> None:
     """Train the variants that are asked for and not trained yet."""
     variants = [system.variant for system in systems.values() if system.variant]
     if not variants:
         return
-    from selfmoe_ray.evaluation.ray_variants import train_variants
+    from selfmoe_ray.evaluation.ray_variants import variant_stages
 
-    folders = [variant.folder(run_dir) for variant in variants]
-    is_all_there = all(folder.read_manifest(folder.MIXSE) for folder in folders)
     base = resolve(config.base_model, config.trust_remote_code)
-    with contextlib.nullcontext() if is_all_there else ray_session(verbose):
-        train_variants(list(zip(variants, folders, strict=True)), load_domains(config.domains), base, emit)
+    folders = [variant.folder(run_dir) for variant in variants]
+    todo = [
+        (stage, folder)
+        for variant, folder in zip(variants, folders, strict=True)
+        for stage in missing(variant_stages(variant, domains, base, folder, emit), folder)
+    ]
+    if todo:
+        with ray_session(verbose):
+            for stage, folder in todo:
+                run_stage(stage, folder)
 
 
 def _plan(
@@ -168,20 +179,20 @@ def _plan(
 
 def _merge(merge: MergeConfig, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:
     """Make the mixture of merges where it is not made yet."""
-    start = time.monotonic()
-    settings = {"merge": merge.model_dump(mode="json")}
-    inputs = {run_dir.MIXSE: run_dir.manifest_hash(run_dir.MIXSE)}
-    if run_dir.is_done(run_dir.MERGED, settings, inputs, redo=run_dir.MERGED):
-        return
-    emit("eval", message="merging the experts", density=merge.density)
-    base = resolve(config.base_model, config.trust_remote_code)
-    storage = run_dir.storage
-    with (
-        storage.local_folder_to_read(run_dir.MIXSE) as mixse,
-        storage.local_folder_to_write(run_dir.MERGED) as folder,
-    ):
-        merge_mixture(mixse, folder, merge, base)
-    run_dir.write_manifest(run_dir.MERGED, settings, inputs, {"adapters": len(METHODS)}, time.monotonic() - start)
+    merged = Product(run_dir.MERGED, {"merge": merge.model_dump(mode="json")}, (run_dir.MIXSE,), run_dir.MERGED)
+
+    def make(_: object) -> Making:
+        emit("eval", message="merging the experts", density=merge.density)
+        base = resolve(config.base_model, config.trust_remote_code)
+        storage = run_dir.storage
+        with (
+            storage.local_folder_to_read(run_dir.MIXSE) as mixse,
+            storage.local_folder_to_write(run_dir.MERGED) as folder,
+        ):
+            merge_mixture(mixse, folder, merge, base)
+        yield Made(run_dir.MERGED, {"adapters": len(METHODS)})
+
+    run_stage(Stage(run_dir.MERGED, [merged], make), run_dir)
 
 
 def _max_model_len(options: Options, run_dir: RunDir) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,13 +25,16 @@ from selfmoe_ray.machines.ray_session import beside_driver
 from selfmoe_ray.run.events import Emit
 from selfmoe_ray.run.records import Completion
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import Making, Product
 
 _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 60.0
 _SWEEP_SECONDS = 30.0
 
 
-def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
+def run_generation(
+    domains: list[Domain], todo: Sequence[Product], config: RunConfig, base: BaseModel, run_dir: RunDir, emit: Emit
+) -> Making:
     """`generate` with vLLM engines on the Ray cluster that the caller is connected to.
 
     Raises UserError where the cluster lacks the devices asked for, before any work.
@@ -40,7 +43,7 @@ def run_generation(domains: list[Domain], config: RunConfig, base: BaseModel, ru
     plan = plan_engines(config.resources.generation, names, ray.cluster_resources())
     emit("generate", message=plan.explanation)
     with EnginePools(config, base, plan, emit) as pools:
-        generate(domains, config, base, run_dir, pools.complete, emit, plan.devices)
+        yield from generate(domains, todo, config, run_dir, pools.complete, emit, plan.devices)
 
 
 class EnginePools:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from selfmoe_ray.config import RunConfig
-from selfmoe_ray.domains.domain import Domain, split_seeds
+from selfmoe_ray.domains.domain import Domain
+from selfmoe_ray.domains.rows import split_seeds
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.generation.domain_state import Complete, DomainState, Part
 from selfmoe_ray.run.events import Emit
 from selfmoe_ray.run.records import Completion
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import Made, Making, Product
 
 if TYPE_CHECKING:
     from selfmoe_ray.base_model import BaseModel
@@ -23,32 +24,44 @@ if TYPE_CHECKING:
 _TOP_REASONS = 6
 
 
+def domain_product(domain: Domain, config: RunConfig, base: BaseModel, run_dir: RunDir) -> Product:
+    """A domain's folder, and everything that its examples depend on."""
+    content = json.dumps(asdict(domain), sort_keys=True).encode()
+    settings = {
+        "generation": config.generation.model_dump(),
+        "seed": config.seed,
+        "domain": hashlib.sha256(content).hexdigest()[:16],
+        "base_model": {"value": base.value, "content_hash": base.content_hash},
+    }
+    # What raw completions depend on: raising a limit that was reached must not throw them away.
+    of_parts = {**settings, "generation": config.generation.model_dump(exclude={"max_rounds", "accept_fewer"})}
+    return Product(run_dir.data(domain.name), settings, (), run_dir.redo("generate"), begun=of_parts)
+
+
 def generate(
-    domains: list[Domain],
+    domains: Sequence[Domain],
+    todo: Sequence[Product],
     config: RunConfig,
-    base: BaseModel,
     run_dir: RunDir,
     complete: Complete,
     emit: Emit,
     devices: int = 1,
-) -> None:
-    """Write each domain's examples and manifest, taking up whatever an earlier run has finished.
+) -> Making:
+    """Write the examples of those domains that are to do, taking up whatever an earlier run has finished.
 
     A wave is one call of `complete`, with all domains and both phases in it: the responses to what
     was brainstormed before, and the brainstorming that is still needed (paper, section 3.1). devices: how
     many serve `complete`.
 
     Raises UserError where a domain has fewer than `examples_per_domain` valid, distinct examples after
-    `max_rounds` and `accept_fewer` is not set, and where its folder was made with other settings.
+    `max_rounds` and `accept_fewer` is not set.
     """
-    start = time.monotonic()
+    folders = {product.folder for product in todo}
     pending = {}
     for domain in domains:
-        settings = stage_settings(domain, config, base)
-        if run_dir.is_done(run_dir.data(domain.name), settings, {}, redo="generate"):
+        if run_dir.data(domain.name) not in folders:
             emit("generate", message="already done", domain=domain.name)
             continue
-        run_dir.begin(run_dir.data(domain.name), _settings_of_parts(settings), redo="generate")
         shown, held_out = split_seeds(domain, config.generation.seeds_per_domain, config.seed)
         run_dir.write_seeds(domain.name, shown, held_out)
         pending[domain.name] = DomainState(domain, shown, config.generation, config.seed)
@@ -58,28 +71,8 @@ def generate(
         kept = state.examples[: config.generation.examples_per_domain]
         run_dir.write_examples(name, kept, state.rejects)
         counts = {"examples": len(kept), "waves": waves[name], **_phase_summaries(state)}
-        settings = stage_settings(state.domain, config, base)
-        share = devices / len(pending)
-        run_dir.write_manifest(run_dir.data(name), settings, {}, counts, time.monotonic() - start, share)
+        yield Made(run_dir.data(name), counts, devices / len(pending))
         emit("generate", message="done", domain=name, examples=len(kept), **_yields(state))
-
-
-def stage_settings(domain: Domain, config: RunConfig, base: BaseModel) -> dict[str, Any]:
-    """Everything that a domain's examples depend on."""
-    content = json.dumps(asdict(domain), sort_keys=True).encode()
-    return {
-        "generation": config.generation.model_dump(),
-        "seed": config.seed,
-        "domain": hashlib.sha256(content).hexdigest()[:16],
-        "base_model": {"value": base.value, "content_hash": base.content_hash},
-    }
-
-
-def _settings_of_parts(settings: dict[str, Any]) -> dict[str, Any]:
-    """What raw completions depend on: raising a limit that was reached must not throw them away."""
-    free = {"max_rounds", "accept_fewer"}
-    generation = {key: value for key, value in settings["generation"].items() if key not in free}
-    return {**settings, "generation": generation}
 
 
 def _run_waves(states: dict[str, DomainState], run_dir: RunDir, complete: Complete, emit: Emit) -> dict[str, int]:

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from selfmoe_ray.base_model import resolve
+from selfmoe_ray.base_model import BaseModel, resolve
 from selfmoe_ray.config import RunConfig
-from selfmoe_ray.domains.domain import Domain, load_domains, split_seeds
+from selfmoe_ray.domains.domain import Domain, load_domains
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.generation.filters import check_response, check_task
-from selfmoe_ray.generation.stage import stage_settings
+from selfmoe_ray.generation.stage import domain_product
 from selfmoe_ray.machines.packages import provenance
 from selfmoe_ray.machines.ray_session import check_root, ray_session
-from selfmoe_ray.measure.stage import expected_manifest
+from selfmoe_ray.measure.stage import measure_product
 from selfmoe_ray.pipeline.ray_prepare import plan_on_paper, prepare_cluster
-from selfmoe_ray.pipeline.stages import Context, Settings, Stage, delete_from, missing, run_stages
 from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run.events import Emit, EventLog, to_all
 from selfmoe_ray.run.lease import held
 from selfmoe_ray.run.ray_metrics import RayMetrics
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import STAGES, Made, Making, Product, Stage, delete_from, missing, run_stages
 from selfmoe_ray.run.trackers import tracked
-from selfmoe_ray.training.mixse import assemble, mixse_manifest
-from selfmoe_ray.training.stage import expert_manifest, router_manifest
+from selfmoe_ray.training.stage import assemble, expert_products, mixse_product, router_product
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage works with."""
+
+    config: RunConfig
+    domains: list[Domain]
+    base: BaseModel
+    run_dir: RunDir
+    emit: Emit
+
+    @property
+    def names(self) -> list[str]:
+        """The domains' names, which are the experts' names, in order."""
+        return [domain.name for domain in self.domains]
 
 
 def prepare(config: RunConfig, run_dir: RunDir, emit: Emit) -> Context:
@@ -42,11 +58,11 @@ def prepare(config: RunConfig, run_dir: RunDir, emit: Emit) -> Context:
 
 def _check_seeds(domain: Domain, config: RunConfig, emit: Emit) -> None:
     generation = config.generation
-    shown, _ = split_seeds(domain, generation.seeds_per_domain, config.seed)
+    shown = min(generation.seeds_per_domain, len(domain.seeds))
     needed = max(generation.brainstorm.seeds_in_context, generation.respond.seeds_in_context)
-    if len(shown) < needed:
+    if shown < needed:
         raise UserError(
-            f"domain {domain.name!r}: {len(shown)} seeds to show, but a prompt shows {needed} "
+            f"domain {domain.name!r}: {shown} seeds to show, but a prompt shows {needed} "
             "(generation.brainstorm.seeds_in_context, generation.respond.seeds_in_context); "
             "add rows to its seeds.jsonl, or raise generation.seeds_per_domain"
         )
@@ -73,103 +89,56 @@ def _shape_problems(domain: Domain, config: RunConfig) -> list[str]:
     return problems
 
 
-def _generate(context: Context) -> None:
-    from selfmoe_ray.generation.ray_stage import run_generation
-
-    run_generation(context.domains, context.config, context.base, context.run_dir, context.emit)
-
-
-def _train_experts(context: Context) -> None:
-    from selfmoe_ray.training.ray_stage import train_experts
-
-    train_experts(context.config, context.domains, context.base, context.run_dir, context.emit)
-
-
-def _train_router(context: Context) -> None:
-    from selfmoe_ray.training.ray_stage import train_router
-
-    train_router(context.config, context.domains, context.base, context.run_dir, context.emit)
+def stages_of(context: Context) -> list[Stage]:
+    """The stages of a run, in order."""
+    config, names, base, run_dir = context.config, context.names, context.base, context.run_dir
+    gives = {
+        "generate": [domain_product(domain, config, base, run_dir) for domain in context.domains],
+        "experts": expert_products(config, names, base, run_dir),
+        "router": [router_product(config, names, base, run_dir)],
+        "mixse": [mixse_product(config, names, base, run_dir)],
+        "measure": [measure_product(config, names, run_dir)],
+        "report": [Product(run_dir.REPORT, {}, (run_dir.MEASURE,), run_dir.redo("report"))],
+    }
+    leaves = {"experts": ("checkpoints",)}
+    return [Stage(name, gives[name], partial(_make, context, name), leaves.get(name, ())) for name in STAGES]
 
 
-def _assemble(context: Context) -> None:
-    assemble(context.config, context.names, context.base, context.run_dir)
+def _make(context: Context, stage: str, todo: Sequence[Product]) -> Making:
+    """What a stage does; what it needs is imported only then."""
+    config, names, base, run_dir, emit = context.config, context.names, context.base, context.run_dir, context.emit
+    if stage == "generate":
+        from selfmoe_ray.generation.ray_stage import run_generation
+
+        return run_generation(context.domains, todo, config, base, run_dir, emit)
+    if stage == "experts":
+        from selfmoe_ray.training.ray_stage import train_experts
+
+        return train_experts(config, names, todo, base, run_dir, emit)
+    if stage == "router":
+        from selfmoe_ray.training.ray_stage import train_router
+
+        return train_router(config, names, todo, base, run_dir, emit)
+    if stage == "mixse":
+        return assemble(config, names, base, run_dir)
+    if stage == "measure":
+        from selfmoe_ray.measure.ray_stage import measure
+
+        return measure(config, names, base, run_dir, emit)
+    return _report(config, run_dir)
 
 
-def _measure(context: Context) -> None:
-    from selfmoe_ray.measure.ray_stage import measure
-
-    measure(context.config, context.domains, context.base, context.run_dir, context.emit)
-
-
-def _report(context: Context) -> None:
+def _report(config: RunConfig, run_dir: RunDir) -> Making:
     from selfmoe_ray.reporting.page import write_report
 
-    start = time.monotonic()
-    write_report(context.config, context.run_dir)
-    settings, inputs = _report_manifest(context)
-    context.run_dir.write_manifest(context.run_dir.REPORT, settings, inputs, {}, time.monotonic() - start)
+    write_report(config, run_dir)
+    yield Made(run_dir.REPORT, {})
 
 
-def _report_manifest(context: Context) -> Settings:
-    measure = context.run_dir.MEASURE
-    return {}, {measure: context.run_dir.manifest_hash(measure)}
-
-
-def _domain(context: Context, folder: str) -> Domain:
-    """The domain that a folder of data or of an expert belongs to."""
-    return next(domain for domain in context.domains if domain.name == folder.rsplit("/", 1)[1])
-
-
-STAGES = (
-    Stage(
-        name="generate",
-        folders=lambda context: [context.run_dir.data(name) for name in context.names],
-        expected=lambda context, folder: (
-            stage_settings(_domain(context, folder), context.config, context.base),
-            {},
-        ),
-        run=_generate,
-    ),
-    Stage(
-        name="experts",
-        folders=lambda context: [context.run_dir.expert(name) for name in context.names],
-        expected=lambda context, folder: expert_manifest(
-            context.config, _domain(context, folder).name, context.base, context.run_dir
-        ),
-        run=_train_experts,
-        leaves=("checkpoints",),
-    ),
-    Stage(
-        name="router",
-        folders=lambda context: [context.run_dir.ROUTER],
-        expected=lambda context, _: router_manifest(context.config, context.names, context.base, context.run_dir),
-        run=_train_router,
-    ),
-    Stage(
-        name="mixse",
-        folders=lambda context: [context.run_dir.MIXSE],
-        expected=lambda context, _: mixse_manifest(context.config, context.names, context.base, context.run_dir),
-        run=_assemble,
-    ),
-    Stage(
-        name="measure",
-        folders=lambda context: [context.run_dir.MEASURE],
-        expected=lambda context, _: expected_manifest(context.config, context.names, context.run_dir),
-        run=_measure,
-    ),
-    Stage(
-        name="report",
-        folders=lambda context: [context.run_dir.REPORT],
-        expected=lambda context, _: _report_manifest(context),
-        run=_report,
-    ),
-)
-
-
-def run(config: RunConfig, redo: str | None = None, last: str | None = None, verbose: bool = False) -> str:
+def run(config: RunConfig, redo: str | None = None, until: str | None = None, verbose: bool = False) -> str:
     """Run what a config asks for and is not done yet; returns the run's folder.
 
-    redo: a stage whose results, and those after it, are deleted first. last: the stage to stop after.
+    redo: a stage whose results, and those after it, are deleted first. until: the stage to stop after.
     Raises UserError for everything that the user can mend.
     """
     check_root(config.root)
@@ -178,34 +147,36 @@ def run(config: RunConfig, redo: str | None = None, last: str | None = None, ver
         log = EventLog(append)
         context = prepare(config, run_dir, log)
         if redo:
-            delete_from(STAGES, context, redo)
-        todo = missing(STAGES, context, last)
-        log("run", message=f"to do: {', '.join(stage.name for stage in todo) or 'nothing, all is done'}")
+            delete_from(stages_of(context), run_dir, redo)
+        todo = [stage.name for stage in missing(stages_of(context), run_dir, until)]
+        log("run", message=f"to do: {', '.join(todo) or 'nothing, all is done'}")
         if todo:
             settings = config.model_dump(mode="json")
             run_dir.write_start(settings, provenance())
             with tracked(config.trackers, settings, run_dir) as trackers, ray_session(verbose):
                 emit = to_all([log, RayMetrics(config.run_name), *trackers])
-                prepare_cluster(config, context.names, context.base, [stage.name for stage in todo], emit)
-                run_stages(todo, replace(context, emit=emit))
-    if last in (None, STAGES[-1].name):
+                prepare_cluster(config, context.names, context.base, todo, emit)
+                stages = stages_of(replace(context, emit=emit))
+                run_stages([stage for stage in stages if stage.name in todo], run_dir, emit)
+    if until in (None, STAGES[-1]):
         print(closing(run_dir))
     return run_dir.storage.path()
 
 
-def describe(config: RunConfig, redo: str | None = None) -> str:
+def describe(config: RunConfig, redo: str | None = None, until: str | None = None) -> str:
     """What `run` would do, one line a stage, and its plan of the cluster that RAY_ADDRESS names or else of this
     machine; checks what `run` checks before any work."""
     check_root(config.root)
     run_dir = RunDir(config.root, config.run_name)
     context = prepare(config, run_dir, EventLog(lambda _: None))
-    names = [stage.name for stage in STAGES]
-    redone = names.index(redo) if redo else len(names)
-    first = len(missing(STAGES[:redone], context))
-    todo = names[redone - first :] if first else names[redone:]
+    redone = STAGES.index(redo) if redo else len(STAGES)
+    kept = stages_of(context)[:redone]
+    first = redone - len(missing(kept, run_dir))
+    last = STAGES.index(until) + 1 if until else len(STAGES)
+    todo = STAGES[first:last]
     lines = [f"run {run_dir.storage.path()}", f"base {context.base.value} (hash {context.base.content_hash})"]
     lines += [f"domain {domain.name}: {len(domain.seeds)} seeds" for domain in context.domains]
-    lines += [f"stage {name}: {'to do' if name in todo else 'done'}" for name in names]
+    lines += [f"stage {name}: {'to do' if name in todo else 'done'}" for name in STAGES[:last]]
     if todo:
         lines += plan_on_paper(config, context.names, context.base, todo).lines()
     return "\n".join(lines)

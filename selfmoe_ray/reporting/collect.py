@@ -10,6 +10,7 @@ from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.run.records import Example, Reject
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import STAGES
 
 SAMPLES_PER_DOMAIN = 4
 PHASES = ("brainstorm", "respond")
@@ -126,16 +127,10 @@ def _one_a_reason(rejects: list[Reject]) -> list[Reject]:
 
 
 def _stages(names: list[str], run_dir: RunDir) -> list[StageTime]:
-    folders = {
-        "generate": [run_dir.data(name) for name in names],
-        "experts": [run_dir.expert(name) for name in names],
-        "router": [run_dir.ROUTER],
-        "mixse": [run_dir.MIXSE],
-        "measure": [run_dir.MEASURE],
-    }
     stages = []
-    for stage, members in folders.items():
-        manifests = [manifest for member in members if (manifest := run_dir.read_manifest(member))]
+    for stage in STAGES[: STAGES.index("report")]:
+        folders = run_dir.folders(stage, names)
+        manifests = [manifest for folder in folders if (manifest := run_dir.read_manifest(folder))]
         if manifests:
             # Domains and experts are made side by side, so the longest is the stage's wall clock.
             seconds = max(manifest["seconds"] for manifest in manifests)

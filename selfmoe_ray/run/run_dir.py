@@ -1,9 +1,10 @@
-"""Every path of a run, its manifests, and the guard that keeps finished work."""
+"""Every path of a run, and the files that stages hand each other."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,6 +54,15 @@ class RunDir:
     def variant(name: str) -> str:
         """The folder of a mixture that was trained otherwise on the run's data."""
         return f"variants/{name}"
+
+    def folders(self, stage: str, domains: Sequence[str]) -> list[str]:
+        """The folders that a stage makes: one a domain, else one of the stage's name."""
+        of_domain = {"generate": self.data, "experts": self.expert}
+        return list(map(of_domain[stage], domains)) if stage in of_domain else [stage]
+
+    def redo(self, stage: str) -> str:
+        """What `--redo` is told to make a stage's folders anew."""
+        return stage
 
     # The run as a whole.
     def write_start(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -106,7 +116,16 @@ class RunDir:
         rows = self.storage.read_jsonl(f"{self.data(domain)}/seeds.jsonl")
         return [Seed(row["instruction"], row["input"], row["output"]) for row in rows if row["held_out"] == held_out]
 
-    # Manifests.
+    def write_rows(self, domain: str, rows: dict[str, Any]) -> None:
+        """Who sees which row, as `selfmoe_ray.domains.rows` decides it."""
+        self.storage.write_json(f"{self.data(domain)}/rows.json", rows)
+
+    def read_rows(self, domain: str) -> dict[str, Any] | None:
+        """What `write_rows` wrote, or None where it is not decided yet."""
+        name = f"{self.data(domain)}/rows.json"
+        return self.storage.read_json(name) if self.storage.exists(name) else None
+
+    # Manifests, which `selfmoe_ray.run.stages` writes.
     def read_manifest(self, folder: str) -> dict[str, Any] | None:
         """The manifest of a finished stage's folder, or None where it is not finished."""
         name = f"{folder}/manifest.json"
@@ -121,12 +140,9 @@ class RunDir:
         seconds: float,
         devices: float = 0,
     ) -> None:
-        """Mark a folder as finished; always the last write of a stage.
+        """Mark a folder as finished. inputs: of what was read, by folder (`manifest_hash`).
 
-        settings: the config values that the result depends on. inputs: manifest hashes of what
-        was read (`manifest_hash`). counts: what was made. seconds: wall-clock time. devices: how many
-        GPUs, or engines and workers where there are none, worked on this folder, a share where they
-        worked on several at once.
+        The others are those of a `Product` and of a `Made`.
         """
         self.storage.write_json(
             f"{folder}/manifest.json",
@@ -147,42 +163,6 @@ class RunDir:
             raise UserError(f"{self.storage.path(folder)} is not finished: it has no manifest.json")
         text = json.dumps([manifest["settings"], manifest["inputs"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def is_done(self, folder: str, settings: dict[str, Any], inputs: dict[str, str], redo: str) -> bool:
-        """Whether a folder holds exactly this work, finished.
-
-        Raises UserError where it holds other work: names the first setting that differs and the
-        flag (`--redo <redo>`) that makes it anew.
-        """
-        manifest = self.read_manifest(folder)
-        if manifest is None:
-            return False
-        self._refuse_other(folder, manifest, {"settings": settings, "inputs": inputs}, redo)
-        return True
-
-    def begin(self, folder: str, settings: dict[str, Any], redo: str) -> None:
-        """Say what unfinished work in a folder is made with, before the first of it is written.
-
-        Raises UserError, as `is_done`, where the folder holds unfinished work made otherwise.
-        """
-        name = f"{folder}/{self.BEGUN}"
-        if self.storage.exists(name):
-            self._refuse_other(folder, self.storage.read_json(name), {"settings": settings}, redo)
-        else:
-            self.storage.write_json(name, {"settings": settings})
-
-    def _refuse_other(self, folder: str, found_work: dict[str, Any], work: dict[str, Any], redo: str) -> None:
-        changes = (_first_change(found_work[key], work[key]) for key in work)
-        change = next(filter(None, changes), None)
-        if change is None:
-            return
-        field, found, asked = change
-        raise UserError(
-            f"{self.storage.path(folder)} was made with {field} = {found!r}; this config asks for {asked!r}.\n"
-            f"  to keep it:        set {field} back to {found!r}\n"
-            f"  to make it anew:   add --redo {redo} (deletes this stage's results and those that follow)\n"
-            f"  to have both:      choose another run_name"
-        )
 
 
 class VariantDir(RunDir):
@@ -208,16 +188,6 @@ class VariantDir(RunDir):
         """The folder of a trainer's state, which goes away with the variant."""
         return f"{self.folder}/{super().checkpoints(trainer)}"
 
-    def is_done(self, folder: str, settings: dict[str, Any], inputs: dict[str, str], redo: str) -> bool:
-        """As of a run; what is redone is the whole variant."""
-        return super().is_done(folder, settings, inputs, redo=self.folder)
-
-
-def _first_change(found: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:
-    if isinstance(found, dict) and isinstance(asked, dict):
-        for key in sorted({*found, *asked}):
-            change = _first_change(found.get(key), asked.get(key), f"{field}.{key}" if field else key)
-            if change:
-                return change
-        return None
-    return None if found == asked else (field, found, asked)
+    def redo(self, stage: str) -> str:
+        """What is redone is the whole variant."""
+        return self.folder

@@ -1,9 +1,7 @@
-"""Examples as token ids, and the split that keeps rows for measuring."""
+"""Examples as token ids."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,30 +38,6 @@ class TokenizedRows:
     rows: list[TokenizedRow]
     truncated: int
     dropped: int
-
-
-def split_held_out(
-    examples: Sequence[Example], fraction: float, max_rows: int, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """(train, held out), both in the given order; each domain is to be split by itself.
-
-    The rows held out are those with the smallest hashes of seed and id, so the split does not
-    depend on the order of the rows. At least one row is held out of two or more.
-    """
-    count = min(max_rows, max(1, round(fraction * len(examples)))) if len(examples) > 1 else 0
-    chosen = {example.id for example in _ranked(examples, seed)[:count]}
-    train = [example for example in examples if example.id not in chosen]
-    return train, [example for example in examples if example.id in chosen]
-
-
-def draw_share(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
-    """That share of the rows, rounded up, in the given order; a larger share keeps what a smaller one drew."""
-    chosen = {example.id for example in _ranked(examples, seed)[: math.ceil(share * len(examples))]}
-    return [example for example in examples if example.id in chosen]
-
-
-def _ranked(examples: Sequence[Example], seed: int) -> list[Example]:
-    return sorted(examples, key=lambda example: hashlib.sha256(f"{seed}/{example.id}".encode()).digest())
 
 
 def tokenize(example: Example, tokenizer: Any, max_length: int) -> TokenizedRow | None:

@@ -1,72 +1,44 @@
-"""The training stages' rows and manifests: what an expert or the router depends on. Pure."""
+"""What the training stages make, and what each depends on; the step that makes `mixse/`."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import RunConfig
-from selfmoe_ray.errors import UserError
-from selfmoe_ray.run.records import Example
 from selfmoe_ray.run.run_dir import RunDir
-from selfmoe_ray.training.dataset import draw_share, split_held_out
-
-Expected = tuple[dict[str, Any], dict[str, str]]
+from selfmoe_ray.run.stages import Made, Making, Product
 
 
-def training_examples(config: RunConfig, domain: str, run_dir: RunDir) -> list[Example]:
-    """The rows that a domain's expert and the router learn from; none is used for measuring.
-
-    Raises UserError where there is none.
-    """
-    examples: list[Example] = []
-    if "synthetic" in config.training.sources:
-        measure = config.measure
-        examples, _ = split_held_out(
-            run_dir.read_examples(domain), measure.held_out_fraction, measure.max_rows_per_domain, config.seed
-        )
-        examples = draw_share(examples, config.training.synthetic_share, config.seed)
-    if "seeds" in config.training.sources:
-        seeds = run_dir.read_seeds(domain, held_out=False)
-        examples += [
-            Example(f"{domain}/seed/{number}", domain, seed.instruction, seed.input, seed.output)
-            for number, seed in enumerate(seeds)
-        ]
-    if not examples:
-        raise UserError(
-            f"domain {domain!r}: no row to train on from training.sources = {config.training.sources}; "
-            "generate more examples or add 'seeds' to training.sources"
-        )
-    return examples
-
-
-def expert_manifest(config: RunConfig, domain: str, base: BaseModel, run_dir: RunDir) -> Expected:
-    """The settings and inputs that `experts/<domain>/manifest.json` must carry."""
+def expert_products(config: RunConfig, domains: Sequence[str], base: BaseModel, run_dir: RunDir) -> list[Product]:
+    """The experts of domains, each trained on its own rows; domains are names, in order."""
     settings = {
         **_common_settings(config, base),
         "mixture": config.mixture.model_dump(include={"rank", "alpha"}),
     }
     settings["training"]["experts"] = config.training.experts.model_dump()
-    return settings, {run_dir.data(domain): run_dir.manifest_hash(run_dir.data(domain))}
+    redo = run_dir.redo("experts")
+    return [Product(run_dir.expert(name), settings, (run_dir.data(name),), redo) for name in domains]
 
 
-def router_manifest(config: RunConfig, domains: Sequence[str], base: BaseModel, run_dir: RunDir) -> Expected:
-    """The settings and inputs that `router/manifest.json` must carry; domains are names, in order."""
+def router_product(config: RunConfig, domains: Sequence[str], base: BaseModel, run_dir: RunDir) -> Product:
+    """The router of the domains' experts."""
     settings = {
         **_common_settings(config, base),
         "mixture": config.mixture.model_dump(),
         "experts": list(domains),
     }
     settings["training"]["router"] = config.training.router.model_dump()
-    folders = [*map(run_dir.data, domains), *map(run_dir.expert, domains)]
-    return settings, {folder: run_dir.manifest_hash(folder) for folder in folders}
+    folders = (*map(run_dir.data, domains), *map(run_dir.expert, domains))
+    return Product(run_dir.ROUTER, settings, folders, run_dir.redo("router"))
 
 
-def joint_manifest(
+def joint_products(
     config: RunConfig, domains: Sequence[str], experts: Sequence[str], base: BaseModel, run_dir: RunDir
-) -> Expected:
-    """The settings and inputs of experts and a router that were trained together; domains are names."""
+) -> list[Product]:
+    """Experts and their router that are trained together on the rows of all domains, the router last."""
     settings = {
         **_common_settings(config, base),
         "mixture": config.mixture.model_dump(),
@@ -74,7 +46,33 @@ def joint_manifest(
         "jointly": True,
     }
     settings["training"]["experts"] = config.training.experts.model_dump()
-    return settings, {folder: run_dir.manifest_hash(folder) for folder in map(run_dir.data, domains)}
+    data, redo = tuple(map(run_dir.data, domains)), run_dir.redo("router")
+    return [Product(folder, settings, data, redo) for folder in (*map(run_dir.expert, experts), run_dir.ROUTER)]
+
+
+def mixse_product(config: RunConfig, experts: Sequence[str], base: BaseModel, run_dir: RunDir) -> Product:
+    """The mixture of experts, in this order, and the router."""
+    settings = {
+        "mixture": config.mixture.model_dump(),
+        "base_model": base.value,
+        "base_hash": base.content_hash,
+    }
+    return Product(run_dir.MIXSE, settings, (*map(run_dir.expert, experts), run_dir.ROUTER), run_dir.redo("mixse"))
+
+
+def assemble(config: RunConfig, experts: Sequence[str], base: BaseModel, run_dir: RunDir) -> Making:
+    """Write `mixse/` from finished experts, in this order, and the router."""
+    from selfmoe_ray.mixture.checkpoint import assemble_mixse
+    from selfmoe_ray.mixture.spec import MixtureSpec
+
+    spec = MixtureSpec.uniform(list(experts), config.mixture, base.value, base.content_hash)
+    with contextlib.ExitStack() as stack:
+        read = run_dir.storage.local_folder_to_read
+        adapters = {name: stack.enter_context(read(run_dir.expert(name))) for name in experts}
+        router = stack.enter_context(read(run_dir.ROUTER))
+        folder = stack.enter_context(run_dir.storage.local_folder_to_write(run_dir.MIXSE))
+        assemble_mixse(spec, adapters, router, folder, base)
+    yield Made(run_dir.MIXSE, {"experts": len(experts)})
 
 
 def _common_settings(config: RunConfig, base: BaseModel) -> dict[str, Any]:

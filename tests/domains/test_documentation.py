@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from selfmoe_ray.domains.domain import SHAPES, YAML_KEYS, load_domain, split_seeds
+from selfmoe_ray.domains.domain import SHAPES, YAML_KEYS, load_domain
+from selfmoe_ray.domains.rows import split_seeds
 
 TEXT = (Path(__file__).parents[2] / "docs" / "domains.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Loading a domain, splitting its seeds, and what a user is told of each mistake."""
+"""Loading a domain, and what a user is told of each mistake."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from selfmoe_ray.domains.domain import Domain, load_domain, load_domains, split_seeds
+from selfmoe_ray.domains.domain import Domain, load_domain, load_domains
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.run.records import Seed
 
@@ -190,25 +190,3 @@ def test_two_domains_of_one_name(tmp_path: Path) -> None:
     message = str(caught.value)
     assert f"{first!r} and {second!r} are both named 'cooking'" in message
     assert "change `name` in one domain.yaml or list it once" in message
-
-
-def test_split_is_a_deterministic_partition() -> None:
-    domain = load_domain("math")
-    shown, held_out = split_seeds(domain, used=10, seed=7)
-    assert (shown, held_out) == split_seeds(load_domain("math"), used=10, seed=7)
-    assert len(shown) == 10
-    assert sorted(map(repr, shown + held_out)) == sorted(map(repr, domain.seeds))
-
-
-def test_split_depends_on_the_seed_and_grows_with_used() -> None:
-    domain = load_domain("math")
-    shown, _ = split_seeds(domain, used=10, seed=7)
-    assert split_seeds(domain, used=10, seed=8)[0] != shown
-    assert split_seeds(domain, used=20, seed=7)[0][:10] == shown
-
-
-def test_split_of_few_seeds_shows_them_all(tmp_path: Path) -> None:
-    domain = load_domain(write(tmp_path / "cooking"))
-    for used in (3, 100):
-        shown, held_out = split_seeds(domain, used=used, seed=0)
-        assert len(shown) == 3 and held_out == []

@@ -13,10 +13,11 @@ from selfmoe_ray.domains.domain import Domain, load_domains
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.generation.domain_state import Complete, Part, Prompt
 from selfmoe_ray.generation.fake import fake_complete, fake_text
-from selfmoe_ray.generation.stage import generate, stage_settings
+from selfmoe_ray.generation.stage import domain_product, generate
 from selfmoe_ray.run.events import silent
 from selfmoe_ray.run.records import Completion
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import Stage, run_stage
 
 BASE = BaseModel("embedded", "nowhere", "0" * 16)
 Finished = tuple[Part, list[Completion]]
@@ -33,7 +34,9 @@ def domains(config: RunConfig) -> list[Domain]:
 
 def run(root: Path, config: RunConfig, complete: Complete = fake_complete) -> RunDir:
     run_dir = RunDir(str(root), "run")
-    generate(domains(config), config, BASE, run_dir, complete, silent)
+    gives = [domain_product(domain, config, BASE, run_dir) for domain in domains(config)]
+    stage = Stage("generate", gives, lambda todo: generate(domains(config), todo, config, run_dir, complete, silent))
+    run_stage(stage, run_dir)
     return run_dir
 
 
@@ -77,7 +80,7 @@ def test_each_domain_gets_its_examples_and_a_manifest(tmp_path: Path) -> None:
         manifest = run_dir.read_manifest(run_dir.data(domain.name))
         assert manifest is not None
         counts = manifest["counts"]
-        assert manifest["settings"] == stage_settings(domain, config, BASE)
+        assert manifest["settings"] == domain_product(domain, config, BASE, run_dir).settings
         assert counts["examples"] == 20
         assert counts["brainstorm"]["prompt_tokens"] > 0 and counts["respond"]["completion_tokens"] > 0
         rejected = sum(sum(counts[phase]["rejected"].values()) for phase in ("brainstorm", "respond"))

@@ -37,32 +37,6 @@ def test_rows_come_back_as_written(run_dir: RunDir) -> None:
     assert run_dir.read_seeds("math", held_out=True) == held_out
 
 
-def test_a_folder_is_done_only_with_its_manifest(run_dir: RunDir) -> None:
-    assert not run_dir.is_done("router", {"a": 1}, {}, redo="router")
-    run_dir.write_manifest("router", {"a": 1}, {"experts/math": "f00"}, {"steps": 3}, 1.25)
-    assert run_dir.is_done("router", {"a": 1}, {"experts/math": "f00"}, redo="router")
-    manifest = run_dir.read_manifest("router")
-    assert manifest is not None and manifest["counts"] == {"steps": 3} and manifest["seconds"] == 1.25
-
-
-def test_other_settings_stop_with_the_field_and_three_ways_out(run_dir: RunDir) -> None:
-    run_dir.write_manifest("router", {"router": {"epochs": 1, "init": "labels"}}, {"mixse": "old"}, {}, 0)
-    with pytest.raises(UserError) as caught:
-        run_dir.is_done("router", {"router": {"epochs": 2, "init": "labels"}}, {"mixse": "old"}, redo="router")
-    message = str(caught.value)
-    assert "router was made with router.epochs = 1; this config asks for 2" in message
-    assert "--redo router" in message and "choose another run_name" in message
-    with pytest.raises(UserError, match="made with mixse = 'old'; this config asks for 'new'"):
-        run_dir.is_done("router", {"router": {"epochs": 1, "init": "labels"}}, {"mixse": "new"}, redo="router")
-
-
-def test_unfinished_work_made_otherwise_is_refused(run_dir: RunDir) -> None:
-    run_dir.begin("data/math", {"seed": 0}, redo="generate")
-    run_dir.begin("data/math", {"seed": 0}, redo="generate")
-    with pytest.raises(UserError, match="made with seed = 0; this config asks for 1"):
-        run_dir.begin("data/math", {"seed": 1}, redo="generate")
-
-
 def test_manifest_hash_follows_settings_and_inputs_not_counts(run_dir: RunDir) -> None:
     def hash_of(settings: dict[str, int], inputs: dict[str, str], seconds: float) -> str:
         run_dir.write_manifest("x", settings, inputs, {}, seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from selfmoe_ray.machines.checks import mark_of_driver, write_probe
 from selfmoe_ray.run import lease, storage
 from selfmoe_ray.run.records import Completion, Example, Reject, Seed
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import Product, begin
 from selfmoe_ray.run.storage import Storage
 
 
@@ -84,11 +86,12 @@ def test_a_run_directory(run_dir: RunDir) -> None:
     assert run_dir.read_examples("math") == [example] and run_dir.read_rejects("math")[0].reason == "empty"
     run_dir.write_seeds("math", [Seed("Say it.", "", "It.")], [])
     assert len(run_dir.read_seeds("math", held_out=False)) == 1
-    assert not run_dir.is_done("data/math", {"a": 1}, {}, redo="generate")
+    product = Product("data/math", {"a": 1}, (), redo="generate", begun={"a": 1})
+    assert begin([product], run_dir) == [product]
     run_dir.write_manifest("data/math", {"a": 1}, {}, {}, 1.0)
-    assert run_dir.is_done("data/math", {"a": 1}, {}, redo="generate")
+    assert begin([product], run_dir) == []
     with pytest.raises(UserError, match=r"s3://.*was made with a = 1"):
-        run_dir.is_done("data/math", {"a": 2}, {}, redo="generate")
+        begin([replace(product, settings={"a": 2})], run_dir)
 
 
 def test_one_job_holds_a_run(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

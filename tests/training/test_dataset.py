@@ -4,7 +4,7 @@ from transformers import AutoTokenizer
 from selfmoe_ray.domains.prompt import format_prompt
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.run.records import Example
-from selfmoe_ray.training.dataset import IGNORED, collate, draw_share, split_held_out, tokenize, tokenize_all
+from selfmoe_ray.training.dataset import IGNORED, collate, tokenize, tokenize_all
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +57,3 @@ def test_collate_pads_on_the_right(tokenizer):
     assert batch["attention_mask"].sum(1).tolist() == [len(short.input_ids), len(long.input_ids)]
     assert batch["input_ids"][0, len(short.input_ids) :].eq(tokenizer.pad_token_id).all()
     assert batch["labels"].ne(IGNORED).sum(1).tolist() == [short.response_tokens, long.response_tokens]
-
-
-def test_held_out_split_is_a_partition_independent_of_order():
-    examples = [example(number) for number in range(50)]
-    train, held_out = split_held_out(examples, 0.1, 200, seed=3)
-    assert len(held_out) == 5 and sorted(train + held_out, key=lambda row: row.id) == sorted(
-        examples, key=lambda row: row.id
-    )
-    _, reversed_held_out = split_held_out(examples[::-1], 0.1, 200, seed=3)
-    assert {row.id for row in reversed_held_out} == {row.id for row in held_out}
-    assert {row.id for row in split_held_out(examples, 0.1, 200, seed=4)[1]} != {row.id for row in held_out}
-
-
-@pytest.mark.parametrize(("rows", "max_rows", "expected"), [(1, 200, 0), (2, 200, 1), (50, 3, 3)])
-def test_held_out_count(rows, max_rows, expected):
-    assert len(split_held_out([example(n) for n in range(rows)], 0.1, max_rows, 0)[1]) == expected
-
-
-def test_a_share_of_the_rows_keeps_order_and_grows():
-    rows = [Example(f"math/{number}", "math", "a", "", "b") for number in range(20)]
-    half, most = (draw_share(rows, share, seed=0) for share in (0.5, 0.71))
-    assert len(half) == 10 and len(most) == 15 and draw_share(rows, 1.0, seed=0) == rows
-    assert [row for row in most if row in half] == half and half != rows[:10]

@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 
 from selfmoe_ray.base_model import resolve
 from selfmoe_ray.config import parse_config
-from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.evaluation.ray_variants import train_variants
+from selfmoe_ray.evaluation.ray_variants import variant_stages
 from selfmoe_ray.evaluation.variants import find_variant
 from selfmoe_ray.mixture.checkpoint import read_spec
 from selfmoe_ray.run.records import Example, Seed
 from selfmoe_ray.run.run_dir import RunDir
+from selfmoe_ray.run.stages import Stage, run_stage
 from selfmoe_ray.training.ray_stage import train_experts, train_router
+from selfmoe_ray.training.stage import expert_products, router_product
 from tests.living import find_named
 
 WORDS = ["train", "France", "Paris", "capital", "numbers", "hours", "Python", "function", "sum", "return"]
@@ -64,7 +65,6 @@ def start(tiny_model_dir, tmp_path_factory):
         )
         run_dir = RunDir(config.root, config.run_name)
         seeds = (Seed("Name a train.", "", "Paris"),)
-        domains = [Domain(domain, "", (), "", "free", seeds) for domain in ROWS]
         for domain, count in ROWS.items():
             draw = random.Random(domain)
             examples = [
@@ -74,7 +74,7 @@ def start(tiny_model_dir, tmp_path_factory):
             run_dir.write_examples(domain, examples, [])
             run_dir.write_seeds(domain, list(seeds), [])
             run_dir.write_manifest(run_dir.data(domain), {}, {}, {}, 0.0)
-        return config, domains, resolve(config.base_model), run_dir
+        return config, list(ROWS), resolve(config.base_model), run_dir
 
     return begin
 
@@ -87,6 +87,13 @@ def expert_weights(run_dir: RunDir):
             run_dir.storage.path(f"{run_dir.expert(domain)}/adapter_model.safetensors")
         ).items()
     }
+
+
+def run_experts(config, domains, base, run_dir, emit) -> None:
+    products = expert_products(config, domains, base, run_dir)
+    run_stage(
+        Stage("experts", products, lambda todo: train_experts(config, domains, todo, base, run_dir, emit)), run_dir
+    )
 
 
 def largest_difference(one, other) -> float:
@@ -114,7 +121,7 @@ def fused(ray_cluster, start):
     """All experts by one undisturbed worker: arguments, weights and events."""
     arguments = start("fused")
     events = Events()
-    train_experts(*arguments, events)
+    run_experts(*arguments, events)
     return arguments, expert_weights(arguments[3]), events
 
 
@@ -135,16 +142,16 @@ def test_a_fused_trainer_reports_and_writes_all_experts(fused):
 def test_finished_experts_are_kept_and_other_settings_refused(fused):
     (config, *others), _, _ = fused
     again = Events()
-    train_experts(config, *others, again)
+    run_experts(config, *others, again)
     assert again.seen == []
     with pytest.raises(UserError, match=r"(?s)seed = 0.*--redo experts"):
-        train_experts(config.model_copy(update={"seed": 5}), *others, Events())
+        run_experts(config.model_copy(update={"seed": 5}), *others, Events())
 
 
 @pytest.mark.slow
 def test_one_trainer_an_expert_gives_the_same_experts(fused, start):
     separate = start("separate", experts_per_trainer=1, zero_stage=0)
-    train_experts(*separate, Events())
+    run_experts(*separate, Events())
     assert largest_difference(expert_weights(separate[3]), fused[1]) < 1e-3
 
 
@@ -152,7 +159,7 @@ def test_one_trainer_an_expert_gives_the_same_experts(fused, start):
 def test_a_killed_worker_goes_on_from_its_checkpoint(fused, start):
     killed = start("killed", workers_per_trainer=2, zero_stage=3)
     events = Events(_kill_a_worker_once())
-    train_experts(*killed, events)
+    run_experts(*killed, events)
     assert "continues after step" in events.messages()
     assert largest_difference(expert_weights(killed[3]), fused[1]) < 1e-3
 
@@ -165,10 +172,10 @@ def test_a_stopped_job_goes_on_where_it_was(fused, start):
 
     stopped = start("stopped")
     with pytest.raises(KeyboardInterrupt):
-        train_experts(*stopped, Events(stop))
+        run_experts(*stopped, Events(stop))
     assert stopped[3].read_manifest("experts/ant") is None
     events = Events()
-    train_experts(*stopped, events)
+    run_experts(*stopped, events)
     assert "continues after step" in events.messages()
     assert largest_difference(expert_weights(stopped[3]), fused[1]) < 1e-6
 
@@ -177,8 +184,11 @@ def test_a_stopped_job_goes_on_where_it_was(fused, start):
 def test_the_router_starts_from_the_labels_and_learns(fused):
     arguments, experts, _ = fused
     events = Events()
-    train_router(*arguments, events)
-    run_dir = arguments[3]
+    config, domains, base, run_dir = arguments
+    product = router_product(config, domains, base, run_dir)
+    run_stage(
+        Stage("router", [product], lambda todo: train_router(config, domains, todo, base, run_dir, events)), run_dir
+    )
     assert "fitted to the domain labels" in events.messages() and "router" in events.messages()
     fitted, trained = (
         load_file(run_dir.storage.path(f"router/{folder}router.safetensors")) for folder in ("fitted/", "")
@@ -189,12 +199,18 @@ def test_the_router_starts_from_the_labels_and_learns(fused):
     assert largest_difference(expert_weights(run_dir), experts) == 0
 
 
+def run_variants(pairs, domains, base, emit) -> None:
+    for variant, folder in pairs:
+        for stage in variant_stages(variant, domains, base, folder, emit):
+            run_stage(stage, folder)
+
+
 @pytest.mark.serving
 def test_variants_are_trained_once_beside_the_run(fused):
     (config, domains, base, run_dir), experts, _ = fused
     variants = [find_variant(name, config, list(ROWS)) for name in ("joint", "instance")]
     pairs = [(variant, variant.folder(run_dir)) for variant in variants]
-    train_variants(pairs, domains, base, Events())
+    run_variants(pairs, domains, base, Events())
     for (variant, folder), names in zip(pairs, (ROWS, ["instance"]), strict=True):
         with run_dir.storage.local_folder_to_read(folder.MIXSE) as mixse:
             assert read_spec(mixse).experts == tuple(names)
@@ -207,12 +223,12 @@ def test_variants_are_trained_once_beside_the_run(fused):
     assert all(weights["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"].any() for weights in moved)
     assert largest_difference(expert_weights(run_dir), experts) == 0
     again = Events()
-    train_variants(pairs, domains, base, again)
+    run_variants(pairs, domains, base, again)
     assert again.seen == []
     run_dir.write_manifest("data/ant", {"other": 1}, {}, {}, 0.0)
     try:
         with pytest.raises(UserError, match=r"(?s)data/ant.*--redo variants/joint"):
-            train_variants(pairs, domains, base, again)
+            run_variants(pairs, domains, base, again)
     finally:
         run_dir.write_manifest("data/ant", {}, {}, {}, 0.0)
 
