@@ -64,7 +64,7 @@ class PassState:
         self.of_layers = [*self.of_layers, gates] if layer else [gates]
 
     def bind(self, layer: int, theta: Tensor) -> BoundRouter:
-        """`read` for eager passes with kernels: it writes where the recorder reads, which are the linears' gates too."""
+        """`read` for eager passes with kernels: it writes where the recorder and the linears read."""
         alpha, beta = self._mean(layer)
         before = self.running if beta else None
         gates = self.recorder.gates[layer]
