@@ -63,16 +63,16 @@ def decode(llm: Any, batch: int, tokens: int, level: str | None) -> list[Any]:
 
 def remove_recording(worker: Any) -> None:
     """In the worker: nothing is written or read."""
-    trace = worker.model_runner.get_model().mixture.trace
-    trace.record = lambda *_: None
-    trace.begin_step = lambda *_: None
+    recorder = worker.model_runner.get_model().mixture.recorder
+    recorder.record = lambda *_: None
+    recorder.begin_step = lambda *_: None
 
 
 def restore_recording(worker: Any) -> None:
     """In the worker: as it is served."""
-    trace = worker.model_runner.get_model().mixture.trace
-    vars(trace).pop("record", None)
-    vars(trace).pop("begin_step", None)
+    recorder = worker.model_runner.get_model().mixture.recorder
+    vars(recorder).pop("record", None)
+    vars(recorder).pop("begin_step", None)
 
 
 if __name__ == "__main__":

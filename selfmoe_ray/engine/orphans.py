@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import select
 import threading
-from multiprocessing import shared_memory
 from pathlib import Path
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.machines import processes
 
 SERVER_PID = "MIXSE_SERVER_PID"
@@ -42,7 +42,7 @@ def follow() -> None:
     if int(server) == os.getpid():
         return
     # By its name a segment tells whose it is; Python's own length of names leaves room for four digits more.
-    shared_memory._SHM_NAME_PREFIX = f"/{SEGMENT}{int(server):x}_"  # type: ignore[attr-defined]
+    patches.apply(patches.SEGMENTS_NAMED, f"/{SEGMENT}{int(server):x}_")
     try:
         handle = os.pidfd_open(int(server))
     except ProcessLookupError:

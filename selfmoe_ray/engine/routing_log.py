@@ -184,7 +184,7 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
     Where a character is spread over several tokens, the last of them has it and the others are empty.
     """
-    backend = getattr(tokenizer, "_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return [tokenizer.decode([token]) for token in ids]
     from tokenizers.decoders import DecodeStream

@@ -36,7 +36,7 @@ def keep_routing(benchmark: LoadedBenchmark, items: int, routing: dict[str, Any]
 def summarise(traces: Sequence[np.ndarray], experts: list[str]) -> dict[str, Any]:
     """Tokens, top-1 shares, mean gates and entropy of traces [layers, tokens, n], over layers and by layer.
 
-    See `evaluation.routing.RoutingStatistics.summary`; every token counts, those of prompts and of answers.
+    See `measure.routing_statistics.RoutingStatistics.summary`; every token counts, those of prompts and of answers.
     """
     import torch
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.routing_log import LOG
+from selfmoe_ray.engine.vllm_plugin.recorder import ROUTING_KEY
 from selfmoe_ray.engine.vllm_plugin.requests import GATE_KEY
-from selfmoe_ray.engine.vllm_plugin.trace import ROUTING_KEY
 from selfmoe_ray.evaluation import harness
 from selfmoe_ray.machines.packages import find_distribution
 
 
-def _version(distribution: str, version: Callable[[str], str] = metadata.version) -> str:
+def _version(version: Callable[[str], str], distribution: str) -> str:
     """A distribution's version; vllm's where only its CPU build is installed, in vLLM's own form."""
     found = find_distribution("vllm") if distribution == "vllm" else None
     return f"{found.version}+cpu" if found and found.name != "vllm" else version(distribution)
 
 
-# lm-eval asks for the version of vllm and knows no other name of it.
-with mock.patch.object(metadata, "version", _version):
+with patches.applied(patches.VLLM_BY_ANY_NAME, _version):
     from lm_eval.models.vllm_causallms import VLLM
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.evaluation import statistics
 from selfmoe_ray.evaluation.benchmarks import Benchmark
 from selfmoe_ray.evaluation.tasks import TaskSource, load_task
@@ -107,6 +108,7 @@ class LoadedBenchmark:
         for name, task in self._tasks.items():
             instances = [each for item, of_item in answered.items() if item[0] == name for each in of_item]
             if instances:
+                patches.checked(patches.ITEMS_SCORED)
                 task._instances = instances
                 task.apply_filters()
         return [self._score_item(item, instances) for item, instances in answered.items()]

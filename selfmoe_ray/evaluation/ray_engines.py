@@ -55,7 +55,7 @@ class Engine:
         return self._lm.respond(gate, requests), time.monotonic() - start
 
     def trace(self, requests: list[Any]) -> dict[str, Any]:
-        """How MiXSE routes the tokens of requests and their answers (`evaluation.traced.summarise`)."""
+        """How MiXSE routes the tokens of requests and their answers (`benchmark_routing.summarise`)."""
         return summarise(self._lm.trace(requests), self._experts)
 
     def close(self) -> None:

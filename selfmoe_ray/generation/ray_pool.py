@@ -13,6 +13,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from selfmoe_ray.base_model import load_tokenizer
 from selfmoe_ray.config import BrainstormConfig, GenerationConfig, RespondConfig, RunConfig
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.plan import FINAL_ONLY_KEY, concurrent_requests
 from selfmoe_ray.generation import prompts
 from selfmoe_ray.generation.domain_state import Part
@@ -47,12 +48,14 @@ class EngineJob:
 
         processor = build_processor(_processor_config(self))
         failures = self.config.resources.generation.max_failures
+        patches.checked(patches.POOL_RESTARTS)
         for name in processor.list_stage_names():
             # Without a limit a prompt that ends its engine would end engines for ever.
             limits = {"max_restarts": failures, "max_task_retries": failures}
             processor.get_stage_by_name(name).map_batches_kwargs.update(limits)
         # The feed's rows are what the engine stage reads, and its answers are read as they are: each step between
         # would be a Ray task for every block, on the cores that a CPU engine computes with.
+        patches.checked(patches.POOL_STEPS)
         processor.preprocess = processor.postprocess = None
         return processor(prompts)
 

@@ -26,7 +26,7 @@ def token_texts(tokenizer: Any, token_ids: list[int]) -> list[str]:
     return texts
 
 
-def trace(tokenizer: Any, token_ids: list[int], gates: Tensor) -> list[dict[str, Any]]:
+def tokens_with_gates(tokenizer: Any, token_ids: list[int], gates: Tensor) -> list[dict[str, Any]]:
     """Each token's text, its mean gate over layers [n] and its top expert's index.
 
     token_ids: the tokens [seq]. gates [layers, seq, n]: of the positions that predicted them.
@@ -42,23 +42,23 @@ def trace(tokenizer: Any, token_ids: list[int], gates: Tensor) -> list[dict[str,
 def passage(model: MixtureModel, tokenizer: Any, row: TokenizedRow) -> dict[str, Any]:
     """A row's reference response, each token with the MiXSE gates of the position that predicts it."""
     input_ids = torch.tensor([row.input_ids], device=_device(model))
-    tokens = trace_response(model, tokenizer, input_ids, response_start(row))
+    tokens = response_with_gates(model, tokenizer, input_ids, response_start(row))
     return {"domain": row.domain, "row": row.id, "tokens": tokens}
 
 
-def trace_response(model: MixtureModel, tokenizer: Any, input_ids: Tensor, start: int) -> list[dict[str, Any]]:
-    """Trace the tokens from `start` of one row [1, seq] in one pass; see `trace`."""
+def response_with_gates(model: MixtureModel, tokenizer: Any, input_ids: Tensor, start: int) -> list[dict[str, Any]]:
+    """The tokens from `start` of one row [1, seq], in one pass; see `tokens_with_gates`."""
     with model.record_gates() as recorded:
         model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
     gates = recorded[0][:, 0, start - 1 : -1].cpu()
-    return trace(tokenizer, input_ids[0, start:].tolist(), gates)
+    return tokens_with_gates(tokenizer, input_ids[0, start:].tolist(), gates)
 
 
 @torch.inference_mode()
 def answer(model: MixtureModel, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[dict[str, Any]]:
-    """MiXSE's greedy answers to prompts, in one batch padded on the left, with their traces.
+    """MiXSE's greedy answers to prompts, in one batch padded on the left, with each token's gates.
 
-    Each is {"answer": text, "finished": whether it ended by itself, "tokens": trace}.
+    Each is {"answer": text, "finished": whether it ended by itself, "tokens": tokens_with_gates}.
     """
     encoded = tokenizer(prompts)["input_ids"]
     width = max(map(len, encoded))
@@ -78,7 +78,7 @@ def answer(model: MixtureModel, tokenizer: Any, prompts: list[str], max_new_toke
         finished = tokenizer.eos_token_id in row
         ids = row[: row.index(tokenizer.eos_token_id)] if finished else row
         sequence = torch.tensor([prompt_ids + ids], device=device)
-        tokens = trace_response(model, tokenizer, sequence, len(prompt_ids)) if ids else []
+        tokens = response_with_gates(model, tokenizer, sequence, len(prompt_ids)) if ids else []
         answers.append({
             "answer": tokenizer.decode(ids, skip_special_tokens=True),
             "finished": finished,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow, collate
@@ -191,14 +192,11 @@ def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, b
 
 
 def import_deepspeed() -> Any:
-    """The deepspeed module, told to use the device that torch sees and to compile nothing.
-
-    On CPU it would build a shared-memory collective on first use, which needs a C++ compiler; gloo does.
-    """
+    """The deepspeed module, told to use the device that torch sees and to compile nothing."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    patches.checked(patches.NO_COMPILED_COLLECTIVE)["deepspeed_shm_comm"] = False
     return deepspeed
 
 

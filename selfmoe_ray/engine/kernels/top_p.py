@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.kernels.build import load_library
 
 
@@ -33,18 +34,13 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
 def install() -> None:
     """Have vLLM filter so in this process, on a CPU; without a C++ compiler nothing changes."""
     from vllm.platforms import current_platform
-    from vllm.v1.sample.ops import topk_topp_sampler
 
-    original = topk_topp_sampler.apply_top_k_top_p_pytorch
-    if current_platform.is_cpu() and not hasattr(original, "mixse"):
-        replaced = functools.partial(_apply, original, topk_topp_sampler.apply_top_k_only)
-        replaced.mixse = True  # type: ignore[attr-defined]
-        topk_topp_sampler.apply_top_k_top_p_pytorch = replaced
+    if current_platform.is_cpu():
+        patches.apply(patches.TOP_P, _apply)
 
 
 def _apply(
     original: Callable[..., Tensor],
-    apply_top_k: Callable[[Tensor, Tensor], Tensor],
     logits: Tensor,
     k: Tensor | None,
     p: Tensor | None,
@@ -53,7 +49,8 @@ def _apply(
 ) -> Tensor:
     if p is None or logits.dtype != torch.float32 or load_library() is None:
         return original(logits, k, p, *args, **kwargs)
-    return keep_top_p(logits if k is None else apply_top_k(logits, k), p)
+    # With this argument vLLM's top-k does not sort either.
+    return keep_top_p(original(logits, k, None, allow_cpu_sync=True), p)
 
 
 @functools.cache

@@ -18,10 +18,11 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
 from selfmoe_ray.base_model.fingerprint import content_hash
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.shared_weights import LOAD_FORMAT
 from selfmoe_ray.engine.shared_weights.layout import Layout
 from selfmoe_ray.engine.shared_weights.store import WeightStore
-from selfmoe_ray.engine.vllm_plugin.experts import MixtureLinearMethod
+from selfmoe_ray.engine.vllm_plugin.method import MixtureLinearMethod
 from selfmoe_ray.errors import UserError
 
 PATH = "path"
@@ -92,10 +93,11 @@ def _assign(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> 
 
 def _compute_unpacked(model: nn.Module) -> None:
     """Have the base's layers compute from the mapped weights: vLLM would pack each into a private copy."""
+    patches.checked(patches.PRODUCT_UNPACKED)
     for name, module in model.named_modules():
         method = getattr(module, "quant_method", None)
         if method is not None and hasattr(module, "weight") and EXPERTS not in name:
             module.cpu_linear = F.linear
             # The experts of a layer are this engine's own, and packed as ever.
             of_base = method.base if isinstance(method, MixtureLinearMethod) else method
-            of_base.process_weights_after_loading = lambda layer: None
+            patches.apply(patches.WEIGHTS_UNPACKED, lambda original, layer: None, on=of_base)

@@ -20,6 +20,7 @@ from vllm.model_executor.model_loader.weight_cache.protocol import (
     WeightCacheUnavailableError,
 )
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.shared_weights import LOAD_FORMAT
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX
@@ -40,6 +41,8 @@ class CachedBaseLoader(IpcModelLoader):
         extra = dict(load_config.model_loader_extra_config or {})
         if fixed := sorted(extra.keys() & _FIXED):
             raise UserError(f"model_loader_extra_config: {', '.join(fixed)} cannot be chosen with {LOAD_FORMAT}")
+        patches.checked(patches.CACHE_FETCHED)
+        patches.checked(patches.CACHE_APPLIED)
         super().__init__(replace(load_config, model_loader_extra_config=extra | _FIXED))
 
     def get_external_weight_memory(self, vllm_config: Any) -> int:

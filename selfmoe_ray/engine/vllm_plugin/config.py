@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.vllm_plugin import compatibility
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX
 
-WORKER_EXTENSION = "selfmoe_ray.engine.vllm_plugin.trace.MixseWorker"
+WORKER_EXTENSION = "selfmoe_ray.engine.vllm_plugin.recorder.MixseWorker"
 
 
 def register(bases: list[str]) -> None:
     """Give each Mixse architecture its base's config hook, with `verify` before it."""
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+    from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+    hooks = patches.checked(patches.CONFIG_HOOKS)
     for base in bases:
-        inner = MODELS_CONFIG_MAP.get(base, VerifyAndUpdateConfig)
-        MODELS_CONFIG_MAP[f"{ARCHITECTURE_PREFIX}{base}"] = _hook(inner)
+        inner = hooks.get(base, VerifyAndUpdateConfig)
+        hooks[f"{ARCHITECTURE_PREFIX}{base}"] = _hook(inner)
 
 
 def _hook(inner: Any) -> Any:

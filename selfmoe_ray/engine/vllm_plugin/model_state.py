@@ -7,8 +7,8 @@ from typing import Any
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from selfmoe_ray.engine.vllm_plugin.gates import RowGate
+from selfmoe_ray.engine.vllm_plugin.recorder import requested_level
 from selfmoe_ray.engine.vllm_plugin.requests import requested_gate
-from selfmoe_ray.engine.vllm_plugin.trace import requested_level
 
 
 class MixseModelState(DefaultModelState):
@@ -40,5 +40,5 @@ class MixseModelState(DefaultModelState):
         self.model.mixture.gates.write(gates, positions, tokens)
         if self._levels.keys() >= set(input_batch.req_ids):  # else a dummy batch
             levels = [self._levels[name] for name in input_batch.req_ids]
-            self.model.mixture.trace.begin_step(input_batch.req_ids, levels, positions, tokens)
+            self.model.mixture.recorder.begin_step(input_batch.req_ids, levels, positions, tokens)
         return super().prepare_inputs(input_batch, req_states)

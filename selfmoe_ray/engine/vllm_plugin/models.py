@@ -12,13 +12,15 @@ from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.kernels.mixture import cpu_kernels
 from selfmoe_ray.engine.vllm_plugin import requests
 from selfmoe_ray.engine.vllm_plugin.checkpoint import MixseCheckpoint, Place, read_checkpoint
-from selfmoe_ray.engine.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
 from selfmoe_ray.engine.vllm_plugin.gates import TokenGates
+from selfmoe_ray.engine.vllm_plugin.method import MixtureLinearMethod
 from selfmoe_ray.engine.vllm_plugin.pass_state import PassState
-from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
+from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
+from selfmoe_ray.engine.vllm_plugin.stacked import StackedExperts
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX, ROUTER_WEIGHTS
 from selfmoe_ray.mixture.decoder import ROUTER_READS
@@ -67,6 +69,7 @@ class VllmMixture:
     """The experts and the router of a vLLM model, attached to its linear layers in place."""
 
     def __init__(self, model: Any, checkpoint: MixseCheckpoint, vllm_config: Any):
+        patches.checked(patches.EXPERTS_ATTACHED)
         max_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
         self.checkpoint = checkpoint
@@ -75,9 +78,9 @@ class VllmMixture:
         self.packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
         parts = max(map(len, self.packed.values()), default=1)
         dtype, is_eager = vllm_config.model_config.dtype, _is_eager(vllm_config)
-        self.trace = GateTrace(num_layers, max_tokens, len(self.spec.experts), is_eager)
+        self.recorder = GateRecorder(num_layers, max_tokens, len(self.spec.experts), is_eager)
         kernels = cpu_kernels(dtype, self.gates.k.device)
-        self.routing = PassState(self.spec, self.gates, self.trace, parts, dtype, is_eager, kernels)
+        self.pass_state = PassState(self.spec, self.gates, self.recorder, parts, dtype, is_eager, kernels)
         self.owns_weights = vllm_config.load_config.load_format in OWN_WEIGHTS
         self.linears: dict[Place, tuple[str, LinearBase, int]] = {}
         self.thetas: dict[int, Tensor] = {}
@@ -106,10 +109,10 @@ class VllmMixture:
         if not isinstance(base, UnquantizedLinearMethod):
             raise UserError(f"{name} is quantised ({type(base).__name__}); experts need plain linear layers")
         theta = self._theta(parts[0].layer, linear.input_size) if reads else None
-        paths, by_part = [part.path for part in parts], self.routing.kernels is not None
+        paths, by_part = [part.path for part in parts], self.pass_state.kernels is not None
         linear.mixse_experts = StackedExperts(linear, paths, self.spec, by_part)
         merge = self.owns_weights and linear.mixse_experts.block_diagonal
-        linear.quant_method = MixtureLinearMethod(base, self.routing, parts[0].layer, theta, merge)
+        linear.quant_method = MixtureLinearMethod(base, self.pass_state, parts[0].layer, theta, merge)
         self.linears |= {part: (name, linear, index) for index, part in enumerate(parts)}
         return linear.quant_method
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from selfmoe_ray.engine.kernels.mixture import BoundRouter, Kernels
 from selfmoe_ray.engine.vllm_plugin.gates import TokenGates
-from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
+from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 
@@ -26,7 +26,7 @@ class PassState:
         self,
         spec: MixtureSpec,
         rows: TokenGates,
-        trace: GateTrace,
+        recorder: GateRecorder,
         parts: int,
         dtype: torch.dtype,
         is_eager: bool = False,
@@ -40,7 +40,7 @@ class PassState:
         # [n, parts * n * r]: repeats every gate over its expert's ranks, and all for each part.
         self.spread = torch.eye(num_experts, dtype=dtype).repeat_interleave(spec.rank, dim=1).repeat(1, parts)
         self.rows = rows
-        self.trace = trace
+        self.recorder = recorder
         self.lower = torch.ones(num_experts, num_experts, dtype=torch.bool).tril(-1)
         # The logits of a pass with bound kernels, at a fixed address: [max_tokens, n].
         self.running = torch.zeros_like(rows.weights)
@@ -64,10 +64,10 @@ class PassState:
         self.of_layers = [*self.of_layers, gates] if layer else [gates]
 
     def bind(self, layer: int, theta: Tensor) -> BoundRouter:
-        """`read` for eager passes with kernels: it writes where the trace reads, which are the linears' gates too."""
+        """`read` for eager passes with kernels: it writes where the recorder and the linears read."""
         alpha, beta = self._mean(layer)
         before = self.running if beta else None
-        gates = self.trace.gates[layer]
+        gates = self.recorder.gates[layer]
         return BoundRouter(
             theta, before, alpha, beta, self.rows.k, self.rows.weights, self.running, gates, self.spread.dtype
         )
@@ -104,7 +104,7 @@ class PassState:
         The gates are recorded here at once: a compiled graph copies the whole buffer for each write
         that follows another.
         """
-        self.trace.record(torch.stack(self.of_layers, dim=1))
+        self.recorder.record(torch.stack(self.of_layers, dim=1))
         self.logits = self.gates = None
         self.of_layers = []
 

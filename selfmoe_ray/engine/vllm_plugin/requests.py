@@ -1,17 +1,17 @@
-"""A request's gate on its way from the API to the token rows of a batch."""
+"""A request's gate and its trace on their way from the API to the token rows of a batch."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.kernels import top_p
 from selfmoe_ray.engine.plan import FINAL_ONLY_KEY
-from selfmoe_ray.engine.vllm_plugin import seeds, traced
+from selfmoe_ray.engine.routing_log import LOG, TracedRequest
 from selfmoe_ray.engine.vllm_plugin.gates import RowGate, parse_gate
-from selfmoe_ray.engine.vllm_plugin.trace import requested_level
+from selfmoe_ray.engine.vllm_plugin.recorder import ROUTING_KEY, requested_level
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
 
@@ -32,11 +32,8 @@ def install() -> None:
 
     Requests of generation, whatever their model, are answered once.
     """
-    from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.engine.output_processor import OutputProcessor
-
-    _wrap(InputProcessor, "process_inputs", _salt)
-    _wrap(OutputProcessor, "add_request", traced.remember)
+    patches.apply(patches.REQUEST_TAKEN, _take)
+    patches.apply(patches.REQUEST_NOTED, _note)
 
 
 def install_in_worker(vllm_config: Any) -> None:
@@ -45,28 +42,15 @@ def install_in_worker(vllm_config: Any) -> None:
     The V2 runner asks the model itself (`MixseModelState`).
     """
     if not vllm_config.use_v2_model_runner:
-        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-        _wrap(GPUModelRunner, "_prepare_inputs", _write_gates)
+        patches.apply(patches.GATES_WRITTEN, _write_gates)
         if vllm_config.device_config.device_type == "cpu":
-            _wrap(GPUModelRunner, "sample_tokens", seeds.sample_tokens)
+            patches.apply(patches.SEEDS_KEPT, _keep_generators)
             top_p.install()
 
 
-def _wrap(cls: type, method: str, wrapper: Any) -> None:
-    original = getattr(cls, method)
-    if getattr(original, "mixse", False):
-        return
-
-    @functools.wraps(original)
-    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, self, *args, **kwargs)
-
-    wrapped.mixse = True  # type: ignore[attr-defined]
-    setattr(cls, method, wrapped)
-
-
-def _salt(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+def _take(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """`InputProcessor.process_inputs`. Raises VLLMValidationError, which the API answers with status 400, for an
+    unknown gate or level."""
     request = process_inputs(self, *args, **kwargs)
     set_output_kind(request.sampling_params)
     section = getattr(self.model_config.hf_config, "mixse", None)
@@ -74,14 +58,38 @@ def _salt(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         return request
     from vllm.exceptions import VLLMValidationError
 
+    key = GATE_KEY
     try:
         gate = requested_gate(request.sampling_params, MixtureSpec.model_validate(section))
+        key = ROUTING_KEY
+        level = requested_level(request.sampling_params)
     except UserError as error:
-        raise VLLMValidationError(str(error), parameter=GATE_KEY) from None
-    traced.prepare(request.sampling_params)
+        raise VLLMValidationError(str(error), parameter=key) from None
+    if level:
+        # Tokens from the prefix cache would have no gates.
+        request.sampling_params.skip_reading_prefix_cache = True
     if gate is not None:
         request.cache_salt = f"{request.cache_salt or ''}|{gate}"
     return request
+
+
+def _note(add_request: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    """`OutputProcessor.add_request`; a traced request is noted in the log."""
+    add_request(self, request, *args, **kwargs)
+    level = requested_level(request.sampling_params)
+    if level:
+        state = self.request_states[request.request_id]
+        LOG.remember(
+            state.external_req_id,
+            TracedRequest(
+                name=request.request_id,
+                index=state.request_index,
+                level=level,
+                prompt_ids=request.prompt_token_ids or [],
+                detokenizer=state.detokenizer,
+                running=self.request_states,
+            ),
+        )
 
 
 def set_output_kind(sampling_params: Any) -> None:
@@ -100,5 +108,16 @@ def _write_gates(prepare_inputs: Any, self: Any, scheduler_output: Any, tokens: 
         positions = self.input_batch.num_computed_tokens_cpu[: len(params)]
         mixture.gates.write([requested_gate(each, mixture.spec) for each in params], positions, tokens)
         levels = [requested_level(each) for each in params]
-        mixture.trace.begin_step(self.input_batch.req_ids, levels, positions, tokens)
+        mixture.recorder.begin_step(self.input_batch.req_ids, levels, positions, tokens)
     return prepared
+
+
+def _keep_generators(sample_tokens: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """`GPUModelRunner.sample_tokens`; rows whose token is thrown away draw from no generator of their own."""
+    generators = self.input_batch.generators
+    discarded = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0].tolist()
+    kept = {row: generators.pop(row) for row in discarded if row in generators}
+    try:
+        return sample_tokens(self, *args, **kwargs)
+    finally:
+        generators.update(kept)

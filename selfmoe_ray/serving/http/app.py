@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import selfmoe_ray
+from selfmoe_ray.engine import patches
 from selfmoe_ray.serving.config import ServeArgs
 from selfmoe_ray.serving.http.auth import BearerKeys
 from selfmoe_ray.serving.http.completions import ERRORS, completion_routes, name_answers_after_requests
@@ -57,10 +58,9 @@ async def _refuse(request: Request, refused: Exception) -> Response:
 
 def _add_vllm_routes(app: FastAPI) -> None:
     """The few of vLLM's routes that are served as they are, and its counting of HTTP requests."""
-    from vllm.entrypoints.serve.instrumentator import health, metrics
-    from vllm.entrypoints.serve.tokenize import api_router as tokenize
+    from vllm.entrypoints.serve.instrumentator import metrics
 
-    for router in (health.router, tokenize.router):
+    for router in map(patches.checked, (patches.HEALTH_ROUTES, patches.TOKENIZE_ROUTES)):
         app.router.routes.extend(route for route in router.routes if getattr(route, "path", "") in VLLM_PATHS)
     metrics.attach_router(app)
 

@@ -15,6 +15,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from selfmoe_ray.engine import patches
 from selfmoe_ray.serving.config import RequestLimits
 from selfmoe_ray.serving.http.errors import UNAVAILABLE, Refused
 from selfmoe_ray.serving.http.limits import check_request
@@ -82,4 +83,4 @@ async def with_routing(events: AsyncIterator[str], records: RoutingRecords) -> A
 
 def name_answers_after_requests(models: Any) -> None:
     """Let vLLM's responses carry the model name that was asked for; it would give the first one served."""
-    models.model_name = lambda lora_request=None: _answering_model.get()
+    patches.apply(patches.ANSWERS_NAMED, lambda *_: _answering_model.get(), on=models)

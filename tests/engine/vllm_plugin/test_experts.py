@@ -42,16 +42,17 @@ def attach(
     linear: Any, spec: MixtureSpec, theta: Tensor, merge: bool, is_eager: bool
 ) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
     """Random experts on the layer; returns their A and B by expert and part."""
-    from selfmoe_ray.engine.vllm_plugin.experts import MixtureLinearMethod, StackedExperts
     from selfmoe_ray.engine.vllm_plugin.gates import TokenGates
+    from selfmoe_ray.engine.vllm_plugin.method import MixtureLinearMethod
     from selfmoe_ray.engine.vllm_plugin.pass_state import PassState
-    from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
+    from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
+    from selfmoe_ray.engine.vllm_plugin.stacked import StackedExperts
 
     n = len(spec.experts)
-    routing = PassState(spec, TokenGates(spec, 16), GateTrace(1, 16, n), len(OUTPUTS), torch.float32, is_eager)
+    state = PassState(spec, TokenGates(spec, 16), GateRecorder(1, 16, n), len(OUTPUTS), torch.float32, is_eager)
     linear.mixse_experts = experts = StackedExperts(linear, list(OUTPUTS), spec)
     linear.quant_method = MixtureLinearMethod(
-        linear.quant_method, routing, 0, theta, merge=merge and experts.block_diagonal
+        linear.quant_method, state, 0, theta, merge=merge and experts.block_diagonal
     )
     adapters = {}
     for expert, rank in enumerate(spec.ranks):

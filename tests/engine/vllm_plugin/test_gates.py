@@ -9,7 +9,7 @@ import torch
 from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.engine.vllm_plugin.gates import RowGate, TokenGates, parse_gate
 from selfmoe_ray.engine.vllm_plugin.pass_state import PassState, ranks
-from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
+from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.gate import top_k
 from selfmoe_ray.mixture.spec import MixtureSpec
@@ -77,12 +77,12 @@ def test_of_equal_values_exactly_k_are_selected() -> None:
 
 
 def test_a_pass_leaves_nothing_behind() -> None:
-    routing = PassState(SPEC, TokenGates(SPEC, max_tokens=8), GateTrace(2, 8, 2), parts=3, dtype=torch.float32)
-    routing.read(0, torch.ones(3, 6), torch.ones(2, 6))
-    routing.read(1, torch.ones(3, 6), torch.ones(2, 6))
-    assert routing.gates is not None and routing.gates.shape == (3, 3 * 2 * SPEC.rank)
-    routing.end()
-    assert routing.gates is None and routing.logits is None
+    state = PassState(SPEC, TokenGates(SPEC, max_tokens=8), GateRecorder(2, 8, 2), parts=3, dtype=torch.float32)
+    state.read(0, torch.ones(3, 6), torch.ones(2, 6))
+    state.read(1, torch.ones(3, 6), torch.ones(2, 6))
+    assert state.gates is not None and state.gates.shape == (3, 3 * 2 * SPEC.rank)
+    state.end()
+    assert state.gates is None and state.logits is None
 
 
 @pytest.mark.parametrize("names", [[None, None], [None, "top2"], ["coding", "uniform"]])
@@ -95,9 +95,9 @@ def test_an_eager_engine_routes_as_a_compiled_one(names: list[str | None], accum
     hidden, theta = torch.randn(2, 3, 6, generator=draw), torch.randn(2, 2, 6, generator=draw)
     gates = []
     for is_eager in (True, False):
-        routing = PassState(spec, rows, GateTrace(2, 8, 2), 3, torch.float32, is_eager)
+        state = PassState(spec, rows, GateRecorder(2, 8, 2), 3, torch.float32, is_eager)
         for layer in range(2):
-            routing.read(layer, hidden[layer], theta[layer])
-        assert routing.gates is not None
-        gates.append((torch.stack(routing.of_layers), routing.gates))
+            state.read(layer, hidden[layer], theta[layer])
+        assert state.gates is not None
+        gates.append((torch.stack(state.of_layers), state.gates))
     torch.testing.assert_close(*gates)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from selfmoe_ray.engine.routing_log import LOG, RoutingLog, TracedRequest, token_texts
-from selfmoe_ray.engine.vllm_plugin.trace import GateTrace
+from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
 from selfmoe_ray.mixture.checkpoint import load_mixse
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
@@ -126,41 +126,41 @@ def test_token_texts_join_to_the_whole_text(seed: int) -> None:
 
 
 def test_a_recomputed_token_replaces_the_former_and_a_gap_is_nan() -> None:
-    trace = GateTrace(num_layers=2, max_tokens=8, num_experts=3)
+    recorder = GateRecorder(num_layers=2, max_tokens=8, num_experts=3)
     draw = torch.Generator().manual_seed(0)
     passes = []
     for position, count in ((0, 4), (2, 3), (6, 1)):
-        trace.begin_step(["other", "mine"], [None, "layers"], np.array([9, position]), np.array([2, count]))
+        recorder.begin_step(["other", "mine"], [None, "layers"], np.array([9, position]), np.array([2, count]))
         gates = torch.rand(2, 2 + count, 3, generator=draw)
-        trace.record(gates.transpose(0, 1))
+        recorder.record(gates.transpose(0, 1))
         passes.append(gates[:, 2:].numpy())
-    found = trace.take(["mine", "other"])
+    found = recorder.take(["mine", "other"])
     assert list(found) == ["mine"]
     np.testing.assert_array_equal(found["mine"][:, :2], passes[0][:, :2])
     np.testing.assert_array_equal(found["mine"][:, 2:5], passes[1])
     assert np.isnan(found["mine"][:, 5]).all()
     np.testing.assert_array_equal(found["mine"][:, 6:], passes[2])
-    assert trace.take(["mine"]) == {}
+    assert recorder.take(["mine"]) == {}
 
 
 def test_totals_split_each_token_by_its_gate() -> None:
-    trace = GateTrace(num_layers=2, max_tokens=8, num_experts=2)
-    trace.begin_step(["a"], [None], np.array([0]), np.array([3]))
+    recorder = GateRecorder(num_layers=2, max_tokens=8, num_experts=2)
+    recorder.begin_step(["a"], [None], np.array([0]), np.array([3]))
     off, first, second, half = [0.0, 0.0], [0.9, 0.0], [0.0, 0.3], [0.2, 0.2]
-    trace.record(torch.tensor([[off, off], [first, second], [half, half], [first, first]]))
-    trace.collect()
-    trace.collect()
-    totals = trace.totals.read()
+    recorder.record(torch.tensor([[off, off], [first, second], [half, half], [first, first]]))
+    recorder.collect()
+    recorder.collect()
+    totals = recorder.totals.read()
     assert totals.pop("routed") == pytest.approx([1.0, 1.0])
     assert totals == pytest.approx({"gated": 2.0, "tokens": 3, "entropy_bits": 2.0})
 
 
 def test_what_nobody_takes_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    trace = GateTrace(num_layers=1, max_tokens=4, num_experts=2)
-    monkeypatch.setattr("selfmoe_ray.engine.vllm_plugin.trace.MAX_BYTES", 100)
+    recorder = GateRecorder(num_layers=1, max_tokens=4, num_experts=2)
+    monkeypatch.setattr("selfmoe_ray.engine.vllm_plugin.recorder.MAX_BYTES", 100)
     for number in range(8):
-        trace.begin_step([str(number)], ["mean"], np.array([0]), np.array([4]))
-    assert sorted(trace.take([str(number) for number in range(8)])) == ["5", "6", "7"]
+        recorder.begin_step([str(number)], ["mean"], np.array([0]), np.array([4]))
+    assert sorted(recorder.take([str(number) for number in range(8)])) == ["5", "6", "7"]
 
 
 class Engine:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vllm.model_executor.layers.linear import (
     LinearBase,
-    LinearMethodBase,
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
@@ -17,8 +16,6 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.utils import set_weight_attrs
 
-from selfmoe_ray.engine.kernels.mixture import BoundExperts, BoundRouter
-from selfmoe_ray.engine.vllm_plugin.pass_state import PassState
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.spec import MixtureSpec
 
@@ -121,79 +118,6 @@ class KernelExperts(nn.Module):
         self.register_buffer("a", a.contiguous(), persistent=False)
         self.register_buffer("b", b.contiguous(), persistent=False)
         self.register_buffer("part_ends", torch.tensor(stacked.outputs).cumsum(0), persistent=False)
-
-
-class MixtureLinearMethod(LinearMethodBase):
-    """A layer's own method, plus its experts; module names stay, so the base's weights load as ever.
-
-    theta [n, hidden] float32 on the layer whose input the router reads. Where the routing has kernels,
-    they add the experts; in an eager engine they are bound to the model's tensors. Elsewhere the experts
-    are dense products, and with `merge` a block-diagonal B_cat becomes more columns of the layer's own
-    weight, so that W x + B_cat low is one product of the concatenated inputs; without, that weight stays
-    as it was loaded, and can be shared with others.
-    """
-
-    def __init__(
-        self, base: LinearMethodBase, routing: PassState, layer: int, theta: Tensor | None = None, merge: bool = False
-    ):
-        self.base = base
-        self.routing = routing
-        self.layer = layer
-        self.theta = theta
-        self.merge = merge
-        self.last = False
-        self.bound: tuple[BoundRouter | None, BoundExperts] | None = None
-        self.supports_pre_processed_weights = base.supports_pre_processed_weights
-
-    def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """As the base's."""
-        self.base.create_weights(layer, *args, **kwargs)
-
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """As the base's; the experts take the form that `apply` reads."""
-        if self.routing.kernels:
-            layer.mixse_experts = experts = KernelExperts(layer.mixse_experts)
-            if self.routing.is_eager:
-                router = None if self.theta is None else self.routing.bind(self.layer, self.theta)
-                gates = self.routing.trace.gates[self.layer]
-                self.bound = router, BoundExperts(experts.a, experts.b, experts.part_ends, gates)
-        elif self.merge:
-            merged = torch.cat([layer.weight.data, layer.mixse_experts.up[0].weight.data], dim=1)
-            layer.weight = nn.Parameter(merged, requires_grad=False)
-            del layer.mixse_experts.up
-        self.base.process_weights_after_loading(layer)
-
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[tokens, in] -> [tokens, out], as the layer's own method plus the experts."""
-        if self.bound is not None:
-            return self._apply_bound(self.bound, layer, x, bias)
-        if self.theta is not None:
-            self.routing.read(self.layer, x, self.theta)
-        gates = self.routing.gates
-        assert gates is not None
-        if self.routing.kernels:
-            y = self.base.apply(layer, x, bias)
-            experts = layer.mixse_experts
-            self.routing.kernels.add_experts(y, x, gates, experts.a, experts.b, experts.part_ends)
-        else:
-            gated = layer.mixse_experts.gate(x, gates)
-            if self.merge:
-                y = self.base.apply(layer, torch.cat([x, gated], dim=1), bias)
-            else:
-                y = self.base.apply(layer, x, bias) + layer.mixse_experts.expand(gated)
-        if self.last:
-            self.routing.end()
-        return y
-
-    def _apply_bound(
-        self, bound: tuple[BoundRouter | None, BoundExperts], layer: nn.Module, x: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        router, add_experts = bound
-        if router is not None:
-            router(x)
-        y = self.base.apply(layer, x, bias)
-        add_experts(y, x)
-        return y
 
 
 def _part_outputs(linear: LinearBase, parts: list[str]) -> list[int]:

@@ -67,7 +67,7 @@ class Trace:
         return whole
 
 
-class GateTrace:
+class GateRecorder:
     """Reads the gates of each forward pass out of a buffer at a fixed address, after the pass.
 
     gates [layers, max_tokens, n] float32 is written by the pass, tokens first in memory, so that the
@@ -189,17 +189,17 @@ class MixseWorker:
 
     def mixse_take_routing(self, requests: list[str]) -> dict[str, tuple[list[int], bytes]]:
         """Traces by internal request id as (shape, float32 bytes); builtins only, as vLLM's transport wants."""
-        trace = self._mixse_trace()
-        taken = trace.take(requests) if trace else {}
+        recorder = self._mixse_recorder()
+        taken = recorder.take(requests) if recorder else {}
         return {name: (list(gates.shape), gates.tobytes()) for name, gates in taken.items()}
 
     def mixse_routing_totals(self) -> dict[str, Any] | None:
-        """`RoutingTotals.read` of this worker; None where nothing is traced."""
-        trace = self._mixse_trace()
-        if trace is None:
+        """`RoutingTotals.read` of this worker; None where nothing is recorded."""
+        recorder = self._mixse_recorder()
+        if recorder is None:
             return None
-        trace.collect()
-        return trace.totals.read()
+        recorder.collect()
+        return recorder.totals.read()
 
-    def _mixse_trace(self) -> GateTrace | None:
-        return self.model_runner.get_model().mixture.trace
+    def _mixse_recorder(self) -> GateRecorder | None:
+        return self.model_runner.get_model().mixture.recorder
