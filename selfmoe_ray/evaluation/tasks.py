@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfmoe_ray.base_model.gguf import cache_root
+from selfmoe_ray.base_model.cache import cached
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation import lm_eval_metrics
 from selfmoe_ray.evaluation.benchmarks import Benchmark, preset
@@ -106,12 +106,14 @@ def _data_directory(data_root: str | None) -> Iterator[None]:
     if data_root:
         targets += sorted(Path(data_root).absolute().iterdir())
     key = hashlib.sha256("\n".join(map(str, targets)).encode()).hexdigest()[:16]
-    folder = cache_root() / "task_data" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    for target in targets:
-        with contextlib.suppress(FileExistsError):
-            (folder / target.name).symlink_to(target)
-    with contextlib.chdir(folder):
+
+    def link(folder: Path) -> None:
+        folder.mkdir()
+        for target in targets:
+            with contextlib.suppress(FileExistsError):
+                (folder / target.name).symlink_to(target)
+
+    with contextlib.chdir(cached(f"task_data/{key}", link)):
         yield
 
 
