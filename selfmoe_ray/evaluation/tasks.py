@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfmoe_ray.base_model.cache import cached
-from selfmoe_ray.errors import UserError
+from selfmoe_ray.errors import UserError, did_you_mean
 from selfmoe_ray.evaluation import lm_eval_metrics
 from selfmoe_ray.evaluation.benchmarks import Benchmark, preset
 
@@ -49,8 +48,8 @@ def check_names(benchmarks: Sequence[Benchmark], manager: Any) -> None:
     ours = [benchmark.name for benchmark in preset("full")]
     for benchmark in benchmarks:
         if benchmark.task not in manager.task_index:
-            near = difflib.get_close_matches(benchmark.task, [*ours, *manager.all_tasks], n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the paper's are {', '.join(ours)}"
+            papers = f"the paper's are {', '.join(ours)}"
+            hint = did_you_mean(benchmark.task, [*ours, *manager.all_tasks], n=3, otherwise=papers)
             raise UserError(f"--tasks: no task {benchmark.task!r}; {hint}")
 
 

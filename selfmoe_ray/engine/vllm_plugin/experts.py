@@ -62,7 +62,8 @@ class StackedExperts(nn.Module):
         self.down = PackedLinear(stacked, inputs, dtype)
         self.block_diagonal = not by_part and (stacked <= BLOCK_DIAGONAL_RANK or len(parts) == 1)
         shapes = [(sum(self.outputs), stacked)] if self.block_diagonal else [(o, self.inner) for o in self.outputs]
-        self.up = nn.ModuleList(PackedLinear(*shape, dtype) for shape in shapes)
+        # To torch's types what a ModuleList holds is any module.
+        self.up: Any = nn.ModuleList(PackedLinear(*shape, dtype) for shape in shapes)
 
     def load(self, linear: LinearBase, expert: int, part: int, a: Tensor, b: Tensor) -> None:
         """Place one expert's A [r, in] and B [out, r] of a part, unsharded, into the stack.
@@ -110,6 +111,10 @@ class KernelExperts(nn.Module):
     up with zeros.
     """
 
+    a: Tensor
+    b: Tensor
+    part_ends: Tensor
+
     def __init__(self, stacked: StackedExperts):
         super().__init__()
         parts, experts, rank = len(stacked.parts), len(stacked.spec.experts), stacked.spec.rank
@@ -145,11 +150,11 @@ class MixtureLinearMethod(LinearMethodBase):
         self.bound: tuple[BoundRouter | None, BoundExperts] | None = None
         self.supports_pre_processed_weights = base.supports_pre_processed_weights
 
-    def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def create_weights(self, layer: LinearBase, *args: Any, **kwargs: Any) -> None:
         """As the base's."""
         self.base.create_weights(layer, *args, **kwargs)
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: LinearBase) -> None:
         """As the base's; the experts take the form that `apply` reads."""
         if self.routing.kernels:
             layer.mixse_experts = experts = KernelExperts(layer.mixse_experts)
@@ -163,7 +168,7 @@ class MixtureLinearMethod(LinearMethodBase):
             del layer.mixse_experts.up
         self.base.process_weights_after_loading(layer)
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: LinearBase, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[tokens, in] -> [tokens, out], as the layer's own method plus the experts."""
         if self.bound is not None:
             return self._apply_bound(self.bound, layer, x, bias)
@@ -186,7 +191,7 @@ class MixtureLinearMethod(LinearMethodBase):
         return y
 
     def _apply_bound(
-        self, bound: tuple[BoundRouter | None, BoundExperts], layer: nn.Module, x: Tensor, bias: Tensor | None
+        self, bound: tuple[BoundRouter | None, BoundExperts], layer: LinearBase, x: Tensor, bias: Tensor | None
     ) -> Tensor:
         router, add_experts = bound
         if router is not None:
