@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from selfmoe_ray.errors import UserError
+from selfmoe_ray.errors import UserError, did_you_mean
 
 Auto = Literal["auto"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
@@ -258,9 +257,7 @@ def _explain(section: type[Section], problem: Any) -> str:
     if problem["type"] != "extra_forbidden":
         return f"{where}: {problem['msg']} (found {problem['input']!r})"
     known = _known_keys(section, problem["loc"][:-1])
-    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"{where}: unknown setting; {hint}"
+    return f"{where}: unknown setting; {did_you_mean(str(problem['loc'][-1]), known)}"
 
 
 def _known_keys(section: Any, location: tuple[Any, ...]) -> list[str]:

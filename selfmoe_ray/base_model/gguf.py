@@ -1,16 +1,16 @@
-"""GGUF files become checkpoint directories: once per content, locked, atomic."""
+"""GGUF files become checkpoint directories, once per content."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfmoe_ray.base_model.cache import cache_root, cached
 from selfmoe_ray.base_model.fingerprint import weights_hash
 from selfmoe_ray.errors import UserError
 
@@ -22,11 +22,6 @@ CONVERSION = 1
 RECORD = "conversion.json"
 
 
-def cache_root() -> Path:
-    """Where converted models are kept: $SELFMOE_RAY_CACHE, else ~/.cache/selfmoe_ray."""
-    return Path(os.environ.get("SELFMOE_RAY_CACHE") or Path.home() / ".cache" / "selfmoe_ray")
-
-
 def converted(parts: Sequence[Path], name: str) -> Path:
     """The checkpoint directory of a GGUF file, converted on first use.
 
@@ -36,24 +31,23 @@ def converted(parts: Sequence[Path], name: str) -> Path:
     Processes that ask at once wait for the one that converts. Raises UserError for a file that
     cannot be converted and for a full disk.
     """
-    from filelock import FileLock
-
     source = _sha256(parts)
     key = f"{name}-{source[:12]}-v{CONVERSION}"
-    folder = cache_root() / "models" / key
-    if _intact(folder):
-        return folder
+
+    def convert(folder: Path) -> None:
+        print(f"Converting {key} to a checkpoint in {folder.parent} (once)", file=sys.stderr, flush=True)
+        folder.mkdir()
+        _convert(parts, folder)
+        record = {"source_sha256": source, "files": _describe(folder)}
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f"{key}.lock"):
-            if not _intact(folder):
-                _convert_atomically(parts, folder, source)
+        return cached(f"models/{key}", convert, _intact)
     except OSError as error:
         raise UserError(
-            f"base_model: cannot write the converted model to {folder} ({error.strerror or error}); "
-            "make room there or point SELFMOE_RAY_CACHE to another folder"
+            f"base_model: cannot write the converted model to {cache_root() / 'models' / key} "
+            f"({error.strerror or error}); make room there or point SELFMOE_RAY_CACHE to another folder"
         ) from error
-    return folder
 
 
 def _intact(folder: Path) -> bool:
@@ -68,22 +62,6 @@ def _describe(folder: Path) -> dict[str, str]:
     """Small files by their whole content, weights by their fingerprint: seconds even for tens of GB."""
     small = sorted(path for path in folder.iterdir() if path.name != RECORD and path.suffix != ".safetensors")
     return {"weights": weights_hash(folder), **{path.name: _sha256([path]) for path in small}}
-
-
-def _convert_atomically(parts: Sequence[Path], folder: Path, source: str) -> None:
-    # Holding the lock means that no other process writes here: what lies there is a dead one's.
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir()
-    print(f"Converting {folder.name} to a checkpoint in {folder.parent} (once)", file=sys.stderr, flush=True)
-    try:
-        _convert(parts, partial)
-        record = {"source_sha256": source, "files": _describe(partial)}
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _convert(parts: Sequence[Path], out: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a user types: run, eval, studies, doctor; exit status and signals in one place."""

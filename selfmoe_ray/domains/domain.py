@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from selfmoe_ray.errors import UserError
+from selfmoe_ray.errors import UserError, did_you_mean
 from selfmoe_ray.run.records import Seed
 
 ShapeName = Literal["multiple_choice", "python_function", "worked_solution", "single_answer", "free"]
@@ -123,9 +123,7 @@ def _setting_problems(settings: dict[str, Any]) -> list[str]:
     problems = [f"missing key {key!r}" for key in YAML_KEYS if key not in settings]
     for key, value in settings.items():
         if key not in YAML_KEYS:
-            near = difflib.get_close_matches(str(key), YAML_KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(YAML_KEYS)}"
-            problems.append(f"unknown key {key!r}; {hint}")
+            problems.append(f"unknown key {key!r}; {did_you_mean(str(key), YAML_KEYS)}")
         elif key == "requirements":
             problems.extend(_requirement_problems(value))
         elif not isinstance(value, str) or not value.strip():

@@ -55,14 +55,12 @@ def is_proportion(values: Sequence[float]) -> bool:
     return all(value in (0, 1) for value in values)
 
 
-def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, n at least 1; it stays within 0 and 1, also for none or all."""
-    share = successes / n
-    scale = 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / scale
-    margin = z / scale * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # Rounding would leave none and all just beside 0 and 1.
-    return (0.0 if successes == 0 else centre - margin, 1.0 if successes == n else centre + margin)
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion, n at least 1; it stays within 0 and 1, also for none or all."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def compare(ours: Mapping[str, float], theirs: Mapping[str, float], seed: int) -> Comparison:
@@ -83,9 +81,10 @@ def compare(ours: Mapping[str, float], theirs: Mapping[str, float], seed: int) -
 
 def mcnemar(only_ours: int, only_theirs: int) -> float:
     """Two-sided exact p-value of McNemar's test from the counts of rows that only one of the two solved."""
+    from scipy.stats import binomtest
+
     discordant = only_ours + only_theirs
-    tail = sum(math.comb(discordant, count) for count in range(min(only_ours, only_theirs) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return float(binomtest(only_ours, discordant).pvalue) if discordant else 1.0
 
 
 def paired_bootstrap(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfmoe_ray.errors import UserError
+from selfmoe_ray.errors import UserError, did_you_mean
 from selfmoe_ray.evaluation.benchmarks import TARGETED, UNTARGETED
 from selfmoe_ray.evaluation.variants import INSTANCE, JOINT, SEEDS
 from selfmoe_ray.mixture.merging import METHODS
@@ -42,9 +41,7 @@ def select_studies(names: Sequence[str]) -> list[str]:
     """Studies by name, each once, in the order of the table; "all" stands for all. Raises UserError."""
     for name in names:
         if name not in (*STUDIES, "all"):
-            near = difflib.get_close_matches(name, [*STUDIES, "all"], n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(STUDIES)}, all"
-            raise UserError(f"--study: no study {name!r}; {hint}")
+            raise UserError(f"--study: no study {name!r}; {did_you_mean(name, [*STUDIES, 'all'], n=2)}")
     if not names:
         raise UserError(f"--study: none is named; there are {', '.join(STUDIES)}, all")
     return [name for name in STUDIES if "all" in names or name in names]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfmoe_ray.config import RunConfig
-from selfmoe_ray.errors import UserError
+from selfmoe_ray.errors import UserError, did_you_mean
 from selfmoe_ray.evaluation.variants import INSTANCE, Variant, find_variant
 from selfmoe_ray.evaluation.variants import NAMES as VARIANTS
 from selfmoe_ray.mixture.merging import METHODS
@@ -41,7 +40,7 @@ def select_systems(names: Sequence[str], spec: MixtureSpec, config: RunConfig) -
         elif variant := find_variant(name, config, spec.experts):
             chosen[name] = System("router", f"{RunDir.variant(name)}/{RunDir.MIXSE}", variant)
         else:
-            raise UserError(f"--systems: no system {name!r}; {_hint(name, [*known, EXPERTS, *VARIANTS])}")
+            raise UserError(f"--systems: no system {name!r}; {did_you_mean(name, [*known, EXPERTS, *VARIANTS], n=3)}")
     if not chosen:
         raise UserError(f"--systems: no system is named; there are {', '.join([*known, EXPERTS, *VARIANTS])}")
     return chosen
@@ -52,8 +51,3 @@ def system_order(spec: MixtureSpec) -> list[str]:
     gates = list(requested_gates(spec))
     place = gates.index(MIXSE)
     return [*gates[:place], INSTANCE, *METHODS, *gates[place:]]
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

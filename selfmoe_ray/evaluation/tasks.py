@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfmoe_ray.base_model.gguf import cache_root
-from selfmoe_ray.errors import UserError
+from selfmoe_ray.base_model.cache import cached
+from selfmoe_ray.errors import UserError, did_you_mean
 from selfmoe_ray.evaluation import lm_eval_metrics
 from selfmoe_ray.evaluation.benchmarks import Benchmark, preset
 
@@ -49,8 +48,8 @@ def check_names(benchmarks: Sequence[Benchmark], manager: Any) -> None:
     ours = [benchmark.name for benchmark in preset("full")]
     for benchmark in benchmarks:
         if benchmark.task not in manager.task_index:
-            near = difflib.get_close_matches(benchmark.task, [*ours, *manager.all_tasks], n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the paper's are {', '.join(ours)}"
+            papers = f"the paper's are {', '.join(ours)}"
+            hint = did_you_mean(benchmark.task, [*ours, *manager.all_tasks], n=3, otherwise=papers)
             raise UserError(f"--tasks: no task {benchmark.task!r}; {hint}")
 
 
@@ -106,12 +105,14 @@ def _data_directory(data_root: str | None) -> Iterator[None]:
     if data_root:
         targets += sorted(Path(data_root).absolute().iterdir())
     key = hashlib.sha256("\n".join(map(str, targets)).encode()).hexdigest()[:16]
-    folder = cache_root() / "task_data" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    for target in targets:
-        with contextlib.suppress(FileExistsError):
-            (folder / target.name).symlink_to(target)
-    with contextlib.chdir(folder):
+
+    def link(folder: Path) -> None:
+        folder.mkdir()
+        for target in targets:
+            with contextlib.suppress(FileExistsError):
+                (folder / target.name).symlink_to(target)
+
+    with contextlib.chdir(cached(f"task_data/{key}", link)):
         yield
 
 

@@ -1,0 +1,1 @@
+"""What machines have and lack: hardware, packages, processes, Ray nodes, and the checks of the doctor."""

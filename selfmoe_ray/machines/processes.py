@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from pathlib import Path
+
+import psutil
 
 # What the kernel has to take a killed process away.
 _KILL_SECONDS = 5
 
 
 def with_variable(name: str, value: str) -> list[int]:
-    """Process ids of those, this one aside, that began with this value in their environment; [] outside Linux."""
-    wanted, found = f"{name}={value}".encode(), []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if wanted in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return [pid for pid in found if pid != os.getpid()]
+    """Process ids of those, this one aside, that began with this value in their environment and let us read it."""
+    found = psutil.process_iter(["environ"])
+    pids = [process.pid for process in found if (process.info["environ"] or {}).get(name) == value]
+    return [pid for pid in pids if pid != os.getpid()]
 
 
 def is_alive(pid: int) -> bool:
     """Whether a process has memory of its own; one that ends gives it up first, its environment with it."""
     try:
-        return "\nVmSize:" in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
+        return psutil.Process(pid).memory_info().vms > 0
+    except psutil.Error:
         return False
 
 
 def command_line(pid: int) -> str:
     """A process's arguments, which Ray and vLLM make its title; empty where it has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
+        return " ".join(psutil.Process(pid).cmdline()).strip()
+    except psutil.Error:
         return ""
 
 
@@ -49,6 +46,6 @@ def wait_for_end(name: str, value: str, seconds: float) -> list[int]:
 def end(name: str, value: str, grace_seconds: float) -> None:
     """Waits that long for the processes `with_variable` to end, and kills those that have not."""
     for pid in wait_for_end(name, value, grace_seconds):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
     wait_for_end(name, value, _KILL_SECONDS)

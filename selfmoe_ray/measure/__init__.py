@@ -1,0 +1,1 @@
+"""NLL and routing on rows that no stage trained on."""

@@ -1,0 +1,1 @@
+"""One run's folder: storage, paths, manifests, lease, records, events and trackers."""

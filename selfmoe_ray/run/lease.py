@@ -81,9 +81,10 @@ def _is_mine(storage: Storage, mine: dict[str, Any]) -> bool:
 
 def _is_alive(found: dict[str, Any], storage: Storage) -> bool:
     """Whether the lease's holder still works."""
-    machine, pid, started = found["process"]
-    if machine == _machine():
-        return _started(pid) == started
+    machine, pid, created = found["process"]
+    # Where neither tells, it is watched like one elsewhere: pids are reused, and a clock that was set moves `created`.
+    if machine == _machine() and (now_there := _created(pid)) in (None, created):
+        return now_there is not None
     deadline = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(RENEW_SECONDS, WATCH_SECONDS) / 5)
@@ -102,7 +103,7 @@ def _refusal(storage: Storage) -> UserError:
 
 
 def _process() -> list[Any]:
-    return [_machine(), os.getpid(), _started(os.getpid())]
+    return [_machine(), os.getpid(), _created(os.getpid())]
 
 
 def _machine() -> str:
@@ -114,9 +115,12 @@ def _machine() -> str:
         return uuid.uuid4().hex
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since boot; None where there is none: pids are reused."""
+def _created(pid: int) -> float | None:
+    """When a process of this machine started, in seconds since the epoch; None where none runs under this id."""
+    import psutil
+
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
         return None

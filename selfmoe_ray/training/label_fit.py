@@ -67,7 +67,7 @@ def fit_to_labels(
 @torch.inference_mode()
 def collect_features(model: MixtureModel, rows: Sequence[TokenizedRow], pad_token_id: int) -> Features:
     """What each layer's router input is on the tokens of these rows, with no expert at work."""
-    device = model.router.theta[0].weight.device
+    device = next(model.router.parameters()).device
     expert = {name: index for index, name in enumerate(model.spec.experts)}
     hidden: list[Tensor] = []
     labels: list[Tensor] = []
@@ -142,7 +142,7 @@ def _regress(router: Router, features: Features, scale: Tensor, seed: int) -> No
         decay.step()
     with torch.no_grad():
         for theta, own_scale in zip(parameters, scale, strict=False):
-            theta /= own_scale
+            theta.div_(own_scale)
 
 
 def _loss(router: Router, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -57,6 +58,41 @@ def test_a_killed_job_of_this_machine_leaves_the_run_at_once(storage: Storage, m
         holder.kill()
     with held(storage):
         pass
+
+
+def test_a_killed_job_that_nobody_waits_for_leaves_the_run_at_once(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 600.0)
+    with subprocess.Popen([sys.executable, "-c", HOLD, storage.root], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        holder.kill()
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+        with held(storage):
+            pass
+
+
+@pytest.mark.parametrize("started", ["123456", None, 1.5])
+def test_a_lease_whose_start_is_another_is_watched(storage: Storage, started: Any) -> None:
+    """By earlier code in ticks since boot, or of a process whose id is another's now."""
+    process = [lease._machine(), os.getpid(), started]
+    storage.write_json(LOCK, {"owner": "other", "process": process, "renewals": 7})
+    with held(storage):
+        pass
+    with held(storage):
+        mine = storage.read_json(LOCK)
+        assert mine["process"][:2] == process[:2] and mine["process"][2] != started
+
+
+def test_a_lease_whose_start_is_another_is_kept_by_who_renews_it(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 600.0)
+    created = lease._created
+    with held(storage):
+        monkeypatch.setattr(lease, "_created", lambda pid: created(pid) + 3600)
+        with pytest.raises(UserError), held(storage):
+            pass
 
 
 def test_a_job_elsewhere_that_renews_its_lease_keeps_it(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from selfmoe_ray.base_model.gguf import cache_root
+from selfmoe_ray.base_model.cache import cached
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("mixture.cpp", "top_p.cpp"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
@@ -51,8 +51,6 @@ def _openmp_runtime() -> str:
 
 def _compiled() -> Path:
     """The library's file in the cache, named by all that it depends on."""
-    from filelock import FileLock
-
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise LookupError(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')})")
@@ -60,24 +58,17 @@ def _compiled() -> Path:
     depends = "\n".join(
         [*(source.read_text() for source in SOURCES), *FLAGS, version, platform.machine(), _cpu_features()]
     )
-    path = cache_root() / "kernels" / f"{hashlib.sha256(depends.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _compile(compiler, path)
-    return path
+    key = hashlib.sha256(depends.encode()).hexdigest()[:16]
+    return cached(f"kernels/{key}.so", functools.partial(_compile, compiler))
 
 
-def _compile(compiler: str, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+def _compile(compiler: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
         objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
-        whole = Path(scratch) / "kernels.so"
         commands = [[*FLAGS, "-c", str(source), "-o", built] for source, built in zip(SOURCES, objects, strict=True)]
         # Two steps: linking with -fopenmp would name the compiler's own runtime.
-        for command in (*commands, ["-shared", *objects, "-o", str(whole)]):
+        for command in (*commands, ["-shared", *objects, "-o", str(library)]):
             subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
-        whole.replace(path)
 
 
 def _cpu_features() -> str:

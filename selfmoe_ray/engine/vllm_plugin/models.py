@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
     return cls
 
 
-def _mixse_class(name: str, base: type[nn.Module]) -> type[nn.Module]:
+def _mixse_class(name: str, base: Any) -> type[nn.Module]:
     class MixseForCausalLM(base):
         allow_patterns_overrides = (ROUTER_WEIGHTS,)
 

@@ -61,7 +61,7 @@ class Trace:
         """[layers or 1, tokens, n] float32, NaN where a token was never computed."""
         layers, _, n = self.chunks[0][1].shape
         end = max(position + gates.shape[1] for position, gates in self.chunks)
-        whole = np.full((layers, end, n), np.nan, dtype=np.float32)
+        whole: np.ndarray = np.full((layers, end, n), np.nan, dtype=np.float32)
         for position, gates in self.chunks:
             whole[:, position : position + gates.shape[1]] = gates.numpy()
         return whole

@@ -59,7 +59,8 @@ class StackedExperts(nn.Module):
         self.down = PackedLinear(stacked, inputs, dtype)
         self.block_diagonal = not by_part and (stacked <= BLOCK_DIAGONAL_RANK or len(parts) == 1)
         shapes = [(sum(self.outputs), stacked)] if self.block_diagonal else [(o, self.inner) for o in self.outputs]
-        self.up = nn.ModuleList(PackedLinear(*shape, dtype) for shape in shapes)
+        # To torch's types what a ModuleList holds is any module.
+        self.up: Any = nn.ModuleList(PackedLinear(*shape, dtype) for shape in shapes)
 
     def load(self, linear: LinearBase, expert: int, part: int, a: Tensor, b: Tensor) -> None:
         """Place one expert's A [r, in] and B [out, r] of a part, unsharded, into the stack.
@@ -106,6 +107,10 @@ class KernelExperts(nn.Module):
     a [parts, n, r, in] and b [n, r / 2, out, 2]: pairs of B's columns, times alpha/r. An odd r is filled
     up with zeros.
     """
+
+    a: Tensor
+    b: Tensor
+    part_ends: Tensor
 
     def __init__(self, stacked: StackedExperts):
         super().__init__()
