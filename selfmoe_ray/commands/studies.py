@@ -104,11 +104,11 @@ def _describe_others(own: dict[str, Any]) -> list[str]:
 
 def _compare_bases(options: Options, own: dict[str, Any]) -> None:
     """Fig. 4: this run and the others, each with its base."""
-    from selfmoe_ray.evaluation.bases import compare_bases, write_bases
+    from selfmoe_ray.evaluation.bases import compare_bases
     from selfmoe_ray.evaluation.run import open_run
     from selfmoe_ray.evaluation.studies import FIG4, plan_studies
     from selfmoe_ray.pipeline import run as pipeline
-    from selfmoe_ray.reporting.page import write_report
+    from selfmoe_ray.reporting.results import write_bases
 
     run_dir, config = open_run(options.run)
     root = options.run.rstrip("/").rpartition("/")[0] or "."
@@ -122,5 +122,4 @@ def _compare_bases(options: Options, own: dict[str, Any]) -> None:
         evaluate_and_report(replace(options, run=other, systems=each.systems, tasks=each.tasks), own["exclude_leaked"])
     opened = [(run_dir, config), *map(open_run, others)]
     rows = compare_bases([(of_run.base_model, folder) for folder, of_run in opened], config.seed)
-    print(write_bases(run_dir, rows))
-    write_report(config, run_dir)
+    print(write_bases(run_dir, config, rows))

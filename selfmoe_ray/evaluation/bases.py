@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from selfmoe_ray.evaluation.benchmarks import split_draw
 from selfmoe_ray.evaluation.main_table import main_table, read_evaluated
 from selfmoe_ray.mixture.systems import MIXSE
 from selfmoe_ray.run.run_dir import RunDir
-
-BASES = "eval/bases.json"
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,3 @@ def compare_bases(runs: Sequence[tuple[str, RunDir]], seed: int) -> list[BaseRow
                 interval = (row.difference_low, row.difference_high)
                 rows.append(BaseRow(base_model, row.benchmark, row.n, base, row.score, row.difference, *interval))
     return rows
-
-
-def write_bases(run_dir: RunDir, rows: Sequence[BaseRow]) -> str:
-    """Keep the rows in a run for its report; returns them as text, scores in percent."""
-    run_dir.storage.write_json(BASES, [asdict(row) for row in rows])
-    return "\n".join(
-        f"{row.base_model} {row.benchmark}: base {100 * row.base:.1f}, MiXSE {100 * row.mixse:.1f}, "
-        f"difference {100 * row.difference:+.1f} ({100 * row.low:+.1f} .. {100 * row.high:+.1f}), n {row.n}"
-        for row in rows
-    )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from selfmoe_ray.evaluation import statistics
@@ -14,8 +12,6 @@ from selfmoe_ray.evaluation.harness import item_id
 from selfmoe_ray.evaluation.statistics import Comparison, compare, holm
 from selfmoe_ray.mixture.systems import BASE
 from selfmoe_ray.run.run_dir import RunDir
-
-TABLE = "tables/main.csv"
 
 
 @dataclass(frozen=True)
@@ -111,48 +107,3 @@ def _row(cell: Evaluated, against_base: Comparison | None, p_holm: float | None)
         return Row(*alone)
     found = against_base
     return Row(*alone, found.difference, *found.interval, found.p_value, p_holm, found.test)
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """The rows under a header; an empty cell where there is no value."""
-    out = io.StringIO()
-    names = [each.name for each in fields(Row)]
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(vars(row) for row in rows)
-    return out.getvalue()
-
-
-def to_text(rows: Sequence[Row]) -> str:
-    """The rows for a terminal, scores in percent, a blank line between benchmarks."""
-    lines = [("benchmark", "system", "n", "score", "± s.e.", "95% interval", "- base", "95% interval", "p", "p (Holm)")]
-    for row in rows:
-        lines.append((
-            row.benchmark,
-            row.system,
-            str(row.n),
-            _percent(row.score),
-            _percent(row.standard_error),
-            _interval(row.low, row.high),
-            _percent(row.difference, "+"),
-            _interval(row.difference_low, row.difference_high, "+"),
-            "" if row.p is None else f"{row.p:.3f}",
-            "" if row.p_holm is None else f"{row.p_holm:.3f}",
-        ))  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    shown = []
-    for place, line in enumerate(lines):
-        if place > 1 and line[0] != lines[place - 1][0]:
-            shown.append("")
-        cells = [text.ljust(width) if column < 2 else text.rjust(width) for column, (text, width) in
-                 enumerate(zip(line, widths, strict=True))]  # fmt: skip
-        shown.append("  ".join(cells).rstrip())
-    return "\n".join(shown)
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{100 * value:{sign}.1f}"
-
-
-def _interval(low: float | None, high: float | None, sign: str = "") -> str:
-    return "" if low is None or high is None else f"{_percent(low, sign)} .. {_percent(high, sign)}"

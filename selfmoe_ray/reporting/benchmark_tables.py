@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfmoe_ray.reporting import figures
 from selfmoe_ray.reporting.collect import RunFacts
 from selfmoe_ray.reporting.paper import ALIGNED, OTHERS, PAPER_BASE, TARGETS, paper_score
-from selfmoe_ray.reporting.tables import Column, Table, Value
+from selfmoe_ray.reporting.table import INTERVAL, Cell, Column, Table, Value, best
 from selfmoe_ray.reporting.titles import system_title
 
 Row = dict[str, Any]
 _EXPERTS = re.compile(r"first(\d+)")
 _SHARES = re.compile(r"(data|instance)(\d+)")
+_SHOWN = "in percent with 95% intervals; the best of a column is bold, n is the number of items"
 _ROUTERS = r"top\d+|all|uniform|random|joint"
 
 
@@ -25,11 +26,13 @@ def benchmark_parts(facts: RunFacts) -> dict[str, Any]:
     rows: list[Row] = found.get("rows", [])
     scores = {(row["system"], row["benchmark"]): row for row in rows}
     return {
-        "benchmark_table": score_table("benchmarks", "Scores; the best of a column is bold", rows),
+        "benchmark_table": score_table("benchmarks", f"Scores {_SHOWN}", rows),
         "gains_table": gains(rows),
-        "ablation_table": score_table("ablations", "The router and its alternatives", _beside_ours(rows, _ROUTERS)),
+        "ablation_table": score_table(
+            "ablations", f"The router and its alternatives, {_SHOWN}", _beside_ours(rows, _ROUTERS)
+        ),
         "forgetting_table": forgetting(scores),
-        "seeds_table": score_table("seeds", "Trained on seeds only", _beside_ours(rows, "seeds")),
+        "seeds_table": score_table("seeds", f"Trained on seeds only, {_SHOWN}", _beside_ours(rows, "seeds")),
         **scaling(scores, facts),
         "draws_table": draws(found.get("draws", [])),
         "bases_table": bases(facts.bases),
@@ -56,75 +59,94 @@ def score_table(name: str, caption: str, rows: Sequence[Row]) -> Table | None:
     benchmarks = ordered({row["benchmark"] for row in rows})
     if not systems:
         return None
-    score = {(row["system"], row["benchmark"]): row["score"] for row in rows}
-    cells: list[list[Value]] = []
+    of_cell = {(row["system"], row["benchmark"]): row for row in rows}
+    cells: list[list[Cell]] = []
     for system in systems:
-        own = [score.get((system, benchmark)) for benchmark in benchmarks]
-        mean = math.fsum(own) / len(own) if None not in own else None  # type: ignore[arg-type]
-        cells.append([system_title(system), *own, mean])
-    columns = [Column("system"), *(Column(each, "percent") for each in benchmarks), Column("mean", "percent")]
+        own = [of_cell[system, benchmark] for benchmark in benchmarks if (system, benchmark) in of_cell]
+        mean = math.fsum(row["score"] for row in own) / len(own) if len(own) == len(benchmarks) else None
+        cells.append([system_title(system), *(_scored(of_cell.get((system, name))) for name in benchmarks), mean])
+    columns = [
+        Column("system"),
+        *(Column(each, "score", (*INTERVAL, "n"), _items(rows, each)) for each in benchmarks),
+        Column("mean", "score"),
+    ]
     aligned = {
         (systems.index(f"expert-{ALIGNED[benchmark]}"), place)
         for place, benchmark in enumerate(benchmarks, start=1)
         if f"expert-{ALIGNED.get(benchmark)}" in systems
     }
-    return Table(name, caption, columns, cells, best(cells), aligned=frozenset(aligned))
+    return Table(name, caption, columns, cells, best(cells, range(1, len(columns))), aligned=frozenset(aligned))
 
 
-def best(cells: Sequence[Sequence[Value]]) -> frozenset[tuple[int, int]]:
-    """The places of each column's largest number, all of them where several are equal."""
-    marked = set()
-    for column in range(1, len(cells[0])):
-        values = {row: value for row, of_row in enumerate(cells) if isinstance(value := of_row[column], float)}
-        marked |= {(row, column) for row, value in values.items() if value == max(values.values())}
-    return frozenset(marked)
+def _scored(row: Row | None) -> Cell:
+    return (row["score"], row["low"], row["high"], row["n"]) if row else None
+
+
+def _items(rows: Sequence[Row], benchmark: str) -> str:
+    """How many items a benchmark has, for its heading; from least to most where systems differ."""
+    counts = {row["n"] for row in rows if row["benchmark"] == benchmark}
+    return "n " + " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
+
+def main_results(rows: Sequence[Row]) -> Table:
+    """Every score with its interval and its distance to the base, systems by their names on the command line."""
+    columns = [Column("benchmark"), Column("system"), *_COMPARED]
+    cells: list[list[Cell]] = [[row["benchmark"], row["system"], *_compared(row)] for row in rows]
+    return Table("main", "Scores in percent", columns, cells, grouped=True)
+
+
+_COMPARED = (
+    Column("n", "integer"),
+    Column("score", "score", INTERVAL),
+    Column("± s.e.", "score"),
+    Column("minus base", "points", INTERVAL),
+    Column("p", "decimal"),
+    Column("p (Holm)", "decimal"),
+)
+
+
+def _compared(row: Row) -> list[Cell]:
+    score = (row["score"], row["low"], row["high"])
+    return [row["n"], score, row["standard_error"], _difference(row), row["p"], row["p_holm"]]
+
+
+def _difference(row: Row) -> Cell:
+    return row["difference"], row["difference_low"], row["difference_high"]
 
 
 def gains(rows: Sequence[Row]) -> Table | None:
-    """Every score with its interval, its distance to the base, and what the paper has for it."""
-    cells: list[list[Value]] = []
+    """The main results, and what the paper has for them."""
+    cells: list[list[Cell]] = []
     for row in rows:
         paper, paper_base = paper_score(row["system"], row["benchmark"]), paper_score("base", row["benchmark"])
-        numbers = [row[key] for key in ("n", "score", "low", "high", "difference", "difference_low", "difference_high")]
         paper_gain = paper - paper_base if paper is not None and paper_base is not None else None
         own = None if row["system"] == "base" else paper_gain
-        cells.append([row["benchmark"], system_title(row["system"]), *numbers, row["p_holm"], paper, own])
+        cells.append([row["benchmark"], system_title(row["system"]), *_compared(row), paper, own])
     columns = [
         Column("benchmark"),
         Column("system"),
-        Column("n", "integer"),
-        Column("score", "percent"),
-        Column("95% from", "percent"),
-        Column("to", "percent"),
-        Column("minus base", "points"),
-        Column("from", "points"),
-        Column("to ", "points"),
-        Column("p (Holm)", "nll"),
-        Column(f"the paper's, {PAPER_BASE}", "percent"),
+        *_COMPARED,
+        Column(f"the paper's, {PAPER_BASE}", "score"),
         Column(f"the paper's minus base, {PAPER_BASE}", "points"),
     ]
-    caption = "Scores with 95% intervals, and their distance to the base on the same items in percentage points"
-    return Table("gains", caption, columns, cells) if cells else None
+    caption = "Scores in percent, and their distance to the base on the same items in percentage points"
+    return Table("gains", caption, columns, cells, grouped=True) if cells else None
 
 
 def forgetting(scores: dict[tuple[str, str], Row]) -> Table | None:
     """Benchmarks that no domain aims at: base, instance merging and MiXSE."""
-    benchmarks = [name for name in ordered({name for _, name in scores}) if name not in TARGETS]
-    shown = [name for name in benchmarks if ("base", name) in scores and ("mixse", name) in scores]
-    cells: list[list[Value]] = []
-    for name in shown:
-        systems = [scores.get((system, name)) for system in ("base", "instance", "mixse")]
-        mixse = scores["mixse", name]
-        differences = [mixse[key] for key in ("difference", "difference_low", "difference_high")]
-        cells.append([name, *(row["score"] if row else None for row in systems), *differences])
+    systems = ("base", "instance", "mixse")
+    cells: list[list[Cell]] = [
+        [name, *(_scored(scores.get((system, name))) for system in systems), _difference(scores["mixse", name])]
+        for name in ordered({name for _, name in scores})
+        if name not in TARGETS and ("base", name) in scores and ("mixse", name) in scores
+    ]
     columns = [
         Column("benchmark"),
-        *(Column(system_title(name), "percent") for name in ("base", "instance", "mixse")),
-        Column("MiXSE minus base", "points"),
-        Column("from", "points"),
-        Column("to", "points"),
+        *(Column(system_title(name), "score", (*INTERVAL, "n")) for name in systems),
+        Column("MiXSE minus base", "points", INTERVAL),
     ]
-    caption = "Benchmarks that no domain of the paper aims at; the interval is 95%"
+    caption = "Benchmarks that no domain of the paper aims at, in percent with 95% intervals"
     return Table("forgetting", caption, columns, cells) if cells else None
 
 
@@ -145,10 +167,12 @@ def scaling(scores: dict[tuple[str, str], Row], facts: RunFacts) -> dict[str, An
         title = {"experts": "experts", "data": "synthetic data (%)"}[name]
         figure = figures.line_chart(lines, f"Mean score by {title}", title, "mean score (%)")
         cells: list[list[Value]] = [[line, x, y / 100] for line, of_line in lines.items() for x, y in of_line]
-        columns = [Column("system"), Column(title, "integer"), Column("mean score", "percent")]
+        columns = [Column("system"), Column(title, "integer"), Column("mean score", "score")]
         found[f"{name}_figure"] = figure
         found[f"{name}_legend"] = figures.legend(list(lines), "line")
-        found[f"{name}_table"] = Table(f"scaling_{name}", f"Mean score by {title}", columns, cells) if cells else None
+        found[f"{name}_table"] = (
+            Table(f"scaling_{name}", f"Mean score in percent by {title}", columns, cells) if cells else None
+        )
     return found
 
 
@@ -168,32 +192,42 @@ def _mean_scores(
     return lines
 
 
-def draws(rows: Sequence[Row]) -> Table | None:
-    """Means over benchmarks under several draws of the few-shot examples."""
+def draws(rows: Sequence[Row], title: Callable[[str], str] = system_title) -> Table | None:
+    """Means over benchmarks under several draws of the few-shot examples; title: of a system."""
     cells: list[list[Value]] = [
-        [system_title(row["system"]), *row["scores"], row["mean"], row["sd"], row["mixse_minus"], row["p"]]
-        for row in rows
+        [title(row["system"]), *row["scores"], row["mean"], row["sd"], row["mixse_minus"], row["p"]] for row in rows
     ]
     numbers = range(1, len(rows[0]["scores"]) + 1) if rows else ()
     columns = [
         Column("system"),
-        *(Column(f"draw {number}", "percent") for number in numbers),
-        Column("mean", "percent"),
-        Column("SD", "percent"),
+        *(Column(f"draw {number}", "score") for number in numbers),
+        Column("mean", "score"),
+        Column("SD", "spread"),
         Column("MiXSE minus it", "points"),
-        Column("p (paired t)", "nll"),
+        Column("p (paired t)", "decimal"),
     ]
-    caption = "Mean over benchmarks by draw of the few-shot examples"
+    caption = "Mean over benchmarks in percent, by draw of the few-shot examples"
     return Table("draws", caption, columns, cells) if rows else None
 
 
 def bases(rows: Sequence[Row]) -> Table | None:
     """Base models side by side."""
-    keys = ("base_model", "benchmark", "n", "base", "mixse", "difference", "low", "high")
-    kinds = ("text", "text", "integer", "percent", "percent", "points", "points", "points")
-    titles = ("base model", "benchmark", "n", "base", "MiXSE", "difference", "95% from", "to")
-    columns = [Column(title, kind) for title, kind in zip(titles, kinds, strict=True)]
-    return Table("bases", "Other base models", columns, [[row[key] for key in keys] for row in rows]) if rows else None
+    cells: list[list[Cell]] = [
+        [
+            *(row[key] for key in ("base_model", "benchmark", "n", "base", "mixse")),
+            (row["difference"], row["low"], row["high"]),
+        ]
+        for row in rows
+    ]
+    columns = [
+        Column("base model"),
+        Column("benchmark"),
+        Column("n", "integer"),
+        Column("base", "score"),
+        Column("MiXSE", "score"),
+        Column("difference", "points", INTERVAL),
+    ]
+    return Table("bases", "Other base models, in percent", columns, cells) if rows else None
 
 
 def leaked(facts: RunFacts, rows: Sequence[Row]) -> Table | None:
@@ -230,7 +264,7 @@ def benchmark_routing(facts: RunFacts) -> dict[str, Any]:
         Column("items", "integer"),
         Column("tokens", "integer"),
         *(Column(f"top-1 share {expert}", "percent") for expert in experts),
-        *(Column(f"mean gate {expert}", "nll") for expert in experts),
+        *(Column(f"mean gate {expert}", "decimal") for expert in experts),
     ]
     caption = "Top-1 share and mean gate of each expert, over tokens and layers"
     return {

@@ -13,7 +13,7 @@ from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.reporting import figures, tables
 from selfmoe_ray.reporting.benchmark_tables import benchmark_parts
 from selfmoe_ray.reporting.collect import RunFacts, collect
-from selfmoe_ray.reporting.tables import Table
+from selfmoe_ray.reporting.table import Table
 from selfmoe_ray.reporting.verdict import verdict, warnings
 from selfmoe_ray.run.run_dir import RunDir
 

@@ -1,97 +1,13 @@
-"""The report's tables: typed cells, rendered to HTML by the template and to CSV here."""
+"""The report's tables of data, training, NLL and routing."""
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from selfmoe_ray.reporting.collect import PHASES, RunFacts
+from selfmoe_ray.reporting.table import Column, Table, Value, best
 from selfmoe_ray.reporting.titles import system_title
-
-Value = str | int | float | None
-
-
-def signed(value: float) -> str:
-    """With its sign, and a minus of the width of a plus."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points."""
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def visible(text: str) -> str:
-    """A token with its spaces and line ends made visible."""
-    return text.replace(" ", "\N{MIDDLE DOT}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
-
-
-FORMATS: dict[str, Callable[[Any], str]] = {
-    "text": str,
-    "token": visible,
-    "integer": "{:,}".format,
-    "nll": "{:.3f}".format,
-    "difference": signed,
-    "percent": "{:.1%}".format,
-    "points": points,
-    "share": "{:.3%}".format,
-    "seconds": "{:,.1f}".format,
-    "bits": "{:.2f}".format,
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading and how its cells are shown (a key of FORMATS); CSV keeps the plain value."""
-
-    title: str
-    kind: str = "text"
-
-    @property
-    def is_number(self) -> bool:
-        """Whether its cells are aligned as numbers."""
-        return self.kind not in ("text", "token")
-
-
-@dataclass(frozen=True)
-class Table:
-    """`name` is the CSV's file name. marked: cells (row, column) in bold, aligned: underlined. reference: rows
-    set apart."""
-
-    name: str
-    caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Value]]
-    marked: frozenset[tuple[int, int]] = frozenset()
-    reference: frozenset[int] = field(default_factory=frozenset)
-    aligned: frozenset[tuple[int, int]] = frozenset()
-
-    def shown(self, row: int, column: int) -> str:
-        """A cell as text; an en dash where there is no value."""
-        value = self.rows[row][column]
-        return "–" if value is None else FORMATS[self.columns[column].kind](value)
-
-    def to_csv(self) -> str:
-        """The headings and the plain values."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([column.title for column in self.columns])
-        writer.writerows([_plain(value) for value in row] for row in self.rows)
-        return stream.getvalue()
-
-    @property
-    def data_uri(self) -> str:
-        """The CSV as a link that works in a page without its folder."""
-        return f"data:text/csv;base64,{base64.b64encode(self.to_csv().encode()).decode()}"
-
-
-def _plain(value: Value) -> Value:
-    return round(value, 6) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def yields(facts: RunFacts) -> Table:
@@ -145,22 +61,18 @@ def nll(facts: RunFacts, row_set: str) -> Table:
     systems = [name for name in measured["systems"] if name != "oracle"]
     oracle = [name for name in measured["systems"] if name == "oracle"]
     rows = [_nll_row(name, measured["systems"][name], domains) for name in [*systems, *oracle]]
-    marked = set()
-    for column in range(1, len(domains) + 2):
-        values = {row: float(rows[row][column] or math.inf) for row in range(len(systems))}
-        marked |= {(row, column) for row, value in values.items() if value == min(values.values())}
     return Table(
         f"nll_{row_set}",
         f"Mean response NLL in nats per token, {ROW_SETS[row_set]}; lower is better, the lowest is bold",
         [
             Column("system"),
-            *(Column(domain, "nll") for domain in domains),
-            Column("mean", "nll"),
+            *(Column(domain, "decimal", note=f"n {count:,}") for domain, count in measured["rows"].items()),
+            Column("mean", "decimal"),
             Column("MiXSE minus it", "difference"),
-            Column("standard error", "nll"),
+            Column("standard error", "decimal"),
         ],
         rows,
-        frozenset(marked),
+        best(rows[: len(systems)], range(1, len(domains) + 2), min),
         frozenset(range(len(systems), len(rows))),
     )
 
@@ -195,7 +107,7 @@ def routing(facts: RunFacts) -> Table:
         Column("domain"),
         Column("tokens", "integer"),
         *(Column(f"top-1 share {expert}", "percent") for expert in experts),
-        *(Column(f"mean gate {expert}", "nll") for expert in experts),
+        *(Column(f"mean gate {expert}", "decimal") for expert in experts),
         Column("entropy (bits)", "bits"),
     ]
     return Table("routing", "Top-1 share and mean gate of each expert, over tokens and layers", columns, rows)
@@ -216,7 +128,7 @@ def routing_layers(facts: RunFacts) -> Table:
         Column("domain"),
         Column("layer", "integer"),
         *(Column(f"top-1 share {expert}", "percent") for expert in experts),
-        *(Column(f"mean gate {expert}", "nll") for expert in experts),
+        *(Column(f"mean gate {expert}", "decimal") for expert in experts),
     ]
     return Table("routing_layers", "Top-1 share and mean gate of each expert, by layer", columns, rows)
 
@@ -226,7 +138,7 @@ def trace(name: str, caption: str, tokens: list[dict[str, Any]], experts: list[s
     columns = [
         Column("token", "token"),
         Column("top expert"),
-        *(Column(f"mean gate {expert}", "nll") for expert in experts),
+        *(Column(f"mean gate {expert}", "decimal") for expert in experts),
     ]
     rows: list[list[Value]] = [[token["text"], experts[token["expert"]], *token["gate"]] for token in tokens]
     return Table(name, caption, columns, rows)
@@ -277,5 +189,5 @@ def losses(facts: RunFacts) -> Table:
     rows: list[list[Value]] = [
         [name, row["step"], row["epoch"], row["loss"]] for name, curve in curves.items() for row in curve
     ]
-    columns = [Column("trained"), Column("step", "integer"), Column("epoch", "bits"), Column("loss", "nll")]
+    columns = [Column("trained"), Column("step", "integer"), Column("epoch", "bits"), Column("loss", "decimal")]
     return Table("losses", "Training loss by step", columns, rows)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfmoe_ray.reporting.collect import RunFacts
-from selfmoe_ray.reporting.tables import ROW_SETS, signed
+from selfmoe_ray.reporting.table import signed
+from selfmoe_ray.reporting.tables import ROW_SETS
 
 # A difference within this many standard errors of zero is called no clear difference.
 CLEAR = 2.0

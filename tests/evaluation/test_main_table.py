@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfmoe_ray.evaluation.main_table import main_table, read_evaluated, to_csv, to_text
+from selfmoe_ray.evaluation.main_table import main_table, read_evaluated
 from selfmoe_ray.evaluation.statistics import score
 from selfmoe_ray.run.run_dir import RunDir
 
@@ -56,17 +54,6 @@ def test_an_unfinished_evaluation_is_left_out(run_dir: RunDir) -> None:
     write(run_dir, "mixse", "gsm8k", [1.0, 0.0])
     run_dir.storage.delete("eval/mixse/gsm8k/manifest.json")
     assert [cell.system for cell in read_evaluated(run_dir, ORDER)] == ["base"]
-
-
-def test_csv_keeps_numbers_and_the_terminal_shows_percent(run_dir: RunDir) -> None:
-    write(run_dir, "base", "gsm8k", [1.0, 0.0, 0.0])
-    write(run_dir, "mixse", "gsm8k", [1.0, 1.0, 0.0])
-    rows = main_table(read_evaluated(run_dir, ORDER), seed=0)
-    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
-    assert float(read[1]["score"]) == rows[1].score and read[0]["difference"] == ""
-    header, base, mixse = to_text(rows).splitlines()
-    assert header.split()[:3] == ["benchmark", "system", "n"]
-    assert base.split()[:4] == ["gsm8k", "base", "3", "33.3"] and "+33.3" in mixse
 
 
 def test_items_are_left_out_of_scores_and_comparisons(run_dir: RunDir) -> None:

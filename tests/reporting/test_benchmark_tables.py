@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from selfmoe_ray.config import RunConfig
+from selfmoe_ray.reporting.benchmark_tables import score_table
 from selfmoe_ray.reporting.page import write_report
 from selfmoe_ray.reporting.paper import TARGETS, paper_score
 from selfmoe_ray.run.run_dir import RunDir
@@ -79,14 +80,29 @@ def table(run_dir: RunDir, name: str) -> list[dict[str, str]]:
 def test_the_best_and_the_aligned_scores_are_marked(html: str) -> None:
     start = html.index('data-name="benchmarks"')
     of_table = html[start : html.index("</table>", start)].replace("\n", "")
-    assert '<th scope="row">expert math</th><td class="number"><strong><u>50.0%</u></strong></td>' in of_table
+    cell = '<td class="number"><strong><u>50.0</u></strong><small>40.0 .. 60.0</small></td>'
+    assert f'<th scope="row">expert math</th>{cell}' in of_table
     assert of_table.count("<u>") == 1 and of_table.count("<strong>") == 2 + 3 + 1
+
+
+def test_scores_have_their_intervals_and_numbers_of_items(html: str, evaluated: RunDir) -> None:
+    assert '<th scope="col" class="number">gsm8k<small>n 10</small></th>' in html
+    expert = next(row for row in table(evaluated, "benchmarks") if row["system"] == "expert math")
+    found = [float(expert[f"gsm8k{part}"]) for part in ("", " low", " high", " n")]
+    assert found == pytest.approx([0.5, 0.4, 0.6, 10])
+
+
+def test_a_heading_says_where_systems_differ_in_their_items() -> None:
+    shown = [row("base", "gsm8k", 0.3, 0.3), {**row("mixse", "gsm8k", 0.5, 0.3), "n": 1319}, row("mixse", "piqa", 1, 1)]
+    made = score_table("benchmarks", "", shown)
+    assert made and [column.note for column in made.columns] == ["", "n 10 to 1,319", "n 10", ""]
+    assert made.rows[0][2:] == [None, None] and made.shown(1, 3) == "75.0"
 
 
 def test_gains_stand_beside_the_papers(html: str, evaluated: RunDir) -> None:
     mixse = next(row for row in table(evaluated, "gains") if (row["system"], row["benchmark"]) == ("MiXSE", "gsm8k"))
     assert mixse["minus base"] == "0.2" and mixse["the paper's, Gemma-7B"] == "0.525"
-    assert mixse["the paper's minus base, Gemma-7B"] == "0.1"
+    assert float(mixse["the paper's minus base, Gemma-7B"]) == pytest.approx(0.1)
 
 
 def test_the_papers_means_are_those_that_it_prints() -> None:
@@ -109,7 +125,7 @@ def test_scaling_forgetting_draws_bases_and_leaks(html: str, evaluated: RunDir) 
     assert table(evaluated, "draws")[0]["draw 2"] == "0.5" and table(evaluated, "bases")[0]["MiXSE"] == "0.3"
     (gsm8k, piqa) = table(evaluated, "leaked")
     assert (gsm8k["leaked items"], piqa["leaked items"]) == ("1", "0")
-    assert gsm8k["MiXSE minus base"] == "0.2" and gsm8k["the same without them"] == "0.1"
+    assert gsm8k["MiXSE minus base"] == "0.2" and float(gsm8k["the same without them"]) == pytest.approx(0.1)
     assert "Where the tokens of benchmarks go" in html and 'aria-label="Routing by layer, gsm8k"' in html
 
 
