@@ -35,8 +35,8 @@ OWN_SHM = ("__KMP_REGISTERED_LIB_", "sem.loky-")
 
 # What a run's actors and tasks are called as processes; Ray Data keeps some of its own for all jobs.
 WORKERS = (
-    "ray::MapWorker", "ray::Inbox", "ray::generate ", "ray::evaluate ", "ray::train ", "RayTrainWorker", "ray::TrainController",
-    "ray::_Progress", "ray::_measure_events",
+    "ray::MapWorker", "ray::Inbox", "ray::generate ", "ray::evaluate ", "ray::train ", "RayTrainWorker",
+    "ray::TrainController", "ray::_Progress", "ray::_measure_events",
 )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from selfmoe_ray.run.run_dir import RunDir
 from tests.evaluation.tiny_tasks import ROWS, write_tiny_tasks
 from tests.faults.conftest import ROOT, STEP_SECONDS, Run, engine_actors, engine_cores, wait_until
 from tests.measure.conftest import run_config, write_run
