@@ -49,19 +49,32 @@ class GatedLM(VLLM):
         traces, self.model.traces = self.model.traces, None
         return traces
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine's core has ended."""
+        return bool(self.model.llm_engine.engine_core.resources.engine_dead)
+
     def close(self) -> None:
         """End the engine's processes."""
         self.model.llm_engine.engine_core.shutdown()
 
 
 class GatedEngine:
-    """A `vllm.LLM` whose requests all ask for one gate."""
+    """A `vllm.LLM` whose requests all ask for one gate. on_step: called after each step of the engine."""
 
     def __init__(self, llm: Any):
         self._llm = llm
         self.llm_engine = llm.llm_engine
         self.gate = "router"
         self.traces: list[np.ndarray] | None = None
+        self.on_step: Callable[[], None] = lambda: None
+        self._step = llm.llm_engine.step
+        llm.llm_engine.step = self._step_aloud
+
+    def _step_aloud(self) -> Any:
+        outputs = self._step()
+        self.on_step()
+        return outputs
 
     def generate(self, prompts: Sequence[Any], sampling_params: Sequence[Any], **options: Any) -> Any:
         """As `LLM.generate`. A sampled text has a seed of its own, so that it depends on no other request."""

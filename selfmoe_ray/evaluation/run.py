@@ -205,7 +205,8 @@ def _evaluate(mixture: str, work: Work, options: Options, config: RunConfig, run
 
     settings = work.evaluation.settings
     emit("eval", message=f"starting engines of {mixture}")
-    with start_engines(config, run_dir.storage.path(), mixture, settings.dtype, settings.max_model_len) as engines:
+    run = run_dir.storage.path()
+    with start_engines(config, run, mixture, settings.dtype, settings.max_model_len, emit) as engines:
         work.evaluation.run(engines.answer, options.shard_size)
         for benchmark in work.traced:
             routing = engines.trace(benchmark.first_requests(spread(benchmark.items, options.traced_items)))

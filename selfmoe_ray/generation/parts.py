@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfmoe_ray.generation.domain_state import Part
 from selfmoe_ray.run.events import Emit
 from selfmoe_ray.run.records import Completion
+
+Key = tuple[str, str]  # phase and id of a prompt
 
 _SECONDS_BETWEEN_REPORTS = 5.0
 
@@ -18,15 +21,13 @@ class PartAssembler:
     """Groups the completions of a wave by part."""
 
     def __init__(self, parts: Iterable[Part]):
-        self._part_of: dict[tuple[str, str], Part] = {
-            (part.phase, prompt.id): part for part in parts for prompt in part.prompts
-        }
+        self._part_of: dict[Key, Part] = {(part.phase, prompt.id): part for part in parts for prompt in part.prompts}
         self._rows: dict[Part, dict[str, Completion]] = {part: {} for part in self._part_of.values()}
 
     def add(self, completions: Iterable[Completion]) -> Iterator[tuple[Part, list[Completion]]]:
         """Take completions in; yields each part that they complete, its rows in the order of its prompts."""
         for completion in completions:
-            part = self._part_of[completion.phase, completion.id]
+            part = self._part_of[key_of(completion)]
             rows = self._rows[part]
             rows[completion.id] = completion
             if len(rows) == len(part.prompts):
@@ -37,6 +38,24 @@ class PartAssembler:
     def unfinished(self) -> list[Part]:
         """Parts that still lack completions."""
         return list(self._rows)
+
+    def parts_of(self, keys: Sequence[Key]) -> list[Part]:
+        """The parts with these of their prompts alone."""
+        wanted = set(keys)
+        return [
+            replace(part, prompts=tuple(prompt for prompt in part.prompts if (part.phase, prompt.id) in wanted))
+            for part in dict.fromkeys(map(self._part_of.__getitem__, keys))
+        ]
+
+    def without_answer(self, key: Key, error: str) -> Completion:
+        """What stands for the completion of a prompt that is given up."""
+        phase = self._part_of[key].phase
+        return Completion(key[1], self._part_of[key].domain, phase, "", "error", 0, 0, error)
+
+
+def key_of(completion: Completion) -> Key:
+    """The prompt that it completes."""
+    return completion.phase, completion.id
 
 
 class Progress:

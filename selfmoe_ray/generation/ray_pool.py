@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from selfmoe_ray.base_model import load_tokenizer
 from selfmoe_ray.config import BrainstormConfig, GenerationConfig, RespondConfig, RunConfig
 from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.plan import FINAL_ONLY_KEY, concurrent_requests
+from selfmoe_ray.engine.ray_pool import receive
 from selfmoe_ray.generation import prompts
-from selfmoe_ray.generation.domain_state import Part
 from selfmoe_ray.machines.ray_session import beside_driver
 from selfmoe_ray.run.records import Completion, Phase
 
@@ -60,22 +59,6 @@ class EngineJob:
         return processor(prompts)
 
 
-@ray.remote(num_cpus=0)
-class Inbox:
-    """A queue of parts; None says that no more will come."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[list[Part] | None] = asyncio.Queue()
-
-    async def put(self, parts: list[Part] | None) -> None:
-        """Add parts."""
-        await self._queue.put(parts)
-
-    async def get(self) -> list[Part] | None:
-        """Wait for parts."""
-        return await self._queue.get()
-
-
 class PromptFeed(Datasource):
     """A dataset that grows while it is read: one row a prompt, as its parts arrive in the inbox."""
 
@@ -97,7 +80,7 @@ class PromptFeed(Datasource):
 
     def _read(self) -> Iterator[Any]:
         tokenizer = load_tokenizer(self._job.model_path, self._job.config.trust_remote_code)
-        while parts := ray.get(self._inbox.get.remote()):
+        for parts in receive(self._inbox):
             for part in parts:
                 # Token ids and not text: the tokenizer's owner knows where BOS belongs.
                 tokens = tokenizer([prompt.text for prompt in part.prompts])["input_ids"]

@@ -35,8 +35,8 @@ OWN_SHM = ("__KMP_REGISTERED_LIB_", "sem.loky-")
 
 # What a run's actors and tasks are called as processes; Ray Data keeps some of its own for all jobs.
 WORKERS = (
-    "ray::MapWorker", "ray::Inbox", "ray::generate ", "ray::train ", "RayTrainWorker", "ray::TrainController",
-    "ray::_Progress", "ray::_measure_events",
+    "ray::MapWorker", "ray::Inbox", "ray::generate ", "ray::evaluate ", "ray::train ", "RayTrainWorker",
+    "ray::TrainController", "ray::_Progress", "ray::_measure_events",
 )  # fmt: skip
 
 
@@ -167,7 +167,8 @@ def parts_of_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "base_model": str(save_chatty_model(folder / "model")),
         "domains": [save_domain(folder, name) for name in DOMAINS],
-        "plugin": install_into(folder / "plugin"),
+        # Engines import the package from where these tests lie.
+        "plugin": os.pathsep.join([install_into(folder / "plugin"), str(ROOT)]),
     }
 
 

@@ -51,6 +51,24 @@ def test_a_part_waits_for_its_last_row() -> None:
     assert assembler.unfinished == PARTS[1:]
 
 
+def test_parts_keep_their_name_and_their_prompts_order_when_some_are_given_again() -> None:
+    assembler = PartAssembler(PARTS)
+    keys = [(part.phase, part.prompts[row].id) for part, row in ((PARTS[0], 1), (PARTS[0], 4), (PARTS[1], 0))]
+    found = assembler.parts_of(keys)
+    assert [(part.phase, part.id) for part in found] == [("brainstorm", "000-0000"), ("respond", "000-0000")]
+    assert [part.prompts for part in found] == [
+        (PARTS[0].prompts[1], PARTS[0].prompts[4]),
+        (PARTS[1].prompts[0],),
+    ]
+
+
+def test_a_prompt_that_is_given_up_completes_its_part_with_an_error() -> None:
+    assembler = PartAssembler(PARTS)
+    lost = assembler.without_answer(("respond", PARTS[2].prompts[0].id), "killed")
+    assert list(assembler.add([lost])) == [(PARTS[2], [lost])]
+    assert lost.error == "killed" and lost.domain == "math" and lost.phase == "respond"
+
+
 def test_the_last_report_counts_each_phase_and_domain() -> None:
     events: list[dict[str, Any]] = []
     progress = Progress(PARTS, lambda kind, **fields: events.append(fields))

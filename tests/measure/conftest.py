@@ -61,9 +61,13 @@ def rows() -> list[TokenizedRow]:
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> RunConfig:
+    return run_config(tmp_path, tiny_model_dir())
+
+
+def run_config(root: Path, base_model: Path) -> RunConfig:
     return parse_config({
-        "root": str(tmp_path),
-        "base_model": str(tiny_model_dir()),
+        "root": str(root),
+        "base_model": str(base_model),
         "domains": RUN_DOMAINS,
         "training": {"dtype": "float32", "max_length": 256},
         "measure": {"held_out_fraction": 0.3, "max_rows_per_domain": 3, "answer_tokens": 8},
@@ -72,6 +76,10 @@ def config(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> RunConfig:
 
 @pytest.fixture
 def run_dir(config: RunConfig) -> RunDir:
+    return write_run(config)
+
+
+def write_run(config: RunConfig) -> RunDir:
     """A run up to its mixture, whose experts and router are random; the router was fitted before."""
     run_dir = RunDir(config.root, config.run_name)
     for domain in RUN_DOMAINS:
