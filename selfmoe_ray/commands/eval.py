@@ -130,7 +130,7 @@ def evaluate_and_report(options: Options, exclude_leaked: bool) -> str:
     exclude_leaked: the printed table is without the items that generated examples hold.
     """
     from selfmoe_ray.evaluation.run import evaluate_run, open_run, read_mixture
-    from selfmoe_ray.evaluation.systems import system_order
+    from selfmoe_ray.mixture.systems import system_order
     from selfmoe_ray.reporting.results import write_results
 
     folder = evaluate_run(options)

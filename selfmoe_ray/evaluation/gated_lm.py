@@ -12,9 +12,9 @@ import numpy as np
 from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.routing_log import LOG
 from selfmoe_ray.engine.vllm_plugin.recorder import ROUTING_KEY
-from selfmoe_ray.engine.vllm_plugin.requests import GATE_KEY
 from selfmoe_ray.evaluation import harness
 from selfmoe_ray.machines.packages import find_distribution
+from selfmoe_ray.mixture.gate import GATE_KEY, ROUTER
 
 
 def _version(version: Callable[[str], str], distribution: str) -> str:
@@ -44,7 +44,7 @@ class GatedLM(VLLM):
 
     def trace(self, requests: Sequence[Any]) -> list[np.ndarray]:
         """MiXSE's gates while it answers requests: [layers, tokens, n] each, prompts included."""
-        self.model.gate, self.model.traces = "router", []
+        self.model.gate, self.model.traces = ROUTER, []
         harness.respond(self, requests)
         traces, self.model.traces = self.model.traces, None
         return traces
@@ -65,7 +65,7 @@ class GatedEngine:
     def __init__(self, llm: Any):
         self._llm = llm
         self.llm_engine = llm.llm_engine
-        self.gate = "router"
+        self.gate = ROUTER
         self.traces: list[np.ndarray] | None = None
         self.on_step: Callable[[], None] = lambda: None
         self._step = llm.llm_engine.step

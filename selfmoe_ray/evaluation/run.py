@@ -18,9 +18,9 @@ from selfmoe_ray.evaluation.systems import System, select_systems
 from selfmoe_ray.evaluation.tasks import TaskSource
 from selfmoe_ray.machines.ray_session import check_root, ray_session
 from selfmoe_ray.mixture.checkpoint import read_spec
-from selfmoe_ray.mixture.merging import METHODS, MergeConfig, merge_mixture
+from selfmoe_ray.mixture.merging import MergeConfig, merge_mixture
 from selfmoe_ray.mixture.spec import MixtureSpec
-from selfmoe_ray.mixture.systems import MIXSE
+from selfmoe_ray.mixture.systems import MERGES, MIXSE
 from selfmoe_ray.run.events import Emit, EventLog
 from selfmoe_ray.run.lease import held
 from selfmoe_ray.run.run_dir import RunDir
@@ -112,7 +112,7 @@ def _delete(
 ) -> None:
     names = [each.benchmark.name for each in benchmarks]
     folders = {f"{system}/{name}": [run_dir.evaluation(system, name)] for name in names for system in systems}
-    folders[run_dir.MERGED] = [run_dir.MERGED, *(f"eval/{method}" for method in METHODS)]
+    folders[run_dir.MERGED] = [run_dir.MERGED, *(f"eval/{method}" for method in MERGES)]
     trained = [name for name, system in systems.items() if system.variant]
     folders |= {run_dir.variant(name): [run_dir.variant(name), f"eval/{name}"] for name in trained}
     for name in redo:
@@ -190,7 +190,7 @@ def _merge(merge: MergeConfig, config: RunConfig, run_dir: RunDir, emit: Emit) -
             storage.local_folder_to_write(run_dir.MERGED) as folder,
         ):
             merge_mixture(mixse, folder, merge, base)
-        yield Made(run_dir.MERGED, {"adapters": len(METHODS)})
+        yield Made(run_dir.MERGED, {"adapters": len(MERGES)})
 
     run_stage(Stage(run_dir.MERGED, [merged], make), run_dir)
 

@@ -6,13 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfmoe_ray.errors import UserError, did_you_mean
-from selfmoe_ray.evaluation.benchmarks import TARGETED, UNTARGETED
-from selfmoe_ray.evaluation.variants import INSTANCE, JOINT, SEEDS
-from selfmoe_ray.mixture.merging import METHODS
-from selfmoe_ray.mixture.systems import ALL, BASE, EXPERTS, MIXSE, RANDOM, expert_system
+from selfmoe_ray.mixture.gate import top_gate
+from selfmoe_ray.mixture.systems import (
+    ALL,
+    BASE,
+    DATA,
+    EXPERTS,
+    FIRST,
+    INSTANCE,
+    JOINT,
+    MERGES,
+    MIXSE,
+    OTHERS,
+    RANDOM,
+    SEEDS,
+    TARGETS,
+    expert_system,
+)
 
-TARGETS = tuple(benchmark.name for benchmark in TARGETED)
-OTHERS = tuple(benchmark.name for benchmark in UNTARGETED)
 # Studies of the whole run; fig4 compares runs with each other.
 STUDIES = {
     "table1": "main results: base, each expert, merges, MiXSE",
@@ -66,18 +77,18 @@ def plan_studies(
 def _evaluations(name: str, experts: Sequence[str], draws: int, percents: Sequence[int]) -> list[Evaluations]:
     few = (BASE, INSTANCE, MIXSE)
     if name == "table3":
-        return [Evaluations(few, TARGETS), Evaluations(few, OTHERS)]
+        return [Evaluations(few, tuple(TARGETS)), Evaluations(few, OTHERS)]
     if name == "validity":
-        return [Evaluations(few, TARGETS, draws)]
-    counts = [f"first{count}" for count in range(2, len(experts))]
-    shares = [f"{kind}{percent}" for percent in percents for kind in ("data", INSTANCE)]
+        return [Evaluations(few, tuple(TARGETS), draws)]
+    counts = [f"{FIRST}{count}" for count in range(2, len(experts))]
+    shares = [f"{kind}{percent}" for percent in percents for kind in (DATA, INSTANCE)]
     systems: dict[str, Sequence[str]] = {
-        "table1": (BASE, EXPERTS, INSTANCE, *METHODS, MIXSE),
-        "table2": (BASE, MIXSE, *(["top2"] if len(experts) > 2 else []), ALL, RANDOM, JOINT),
+        "table1": (BASE, EXPERTS, INSTANCE, *MERGES, MIXSE),
+        "table2": (BASE, MIXSE, *([top_gate(2)] if len(experts) > 2 else []), ALL, RANDOM, JOINT),
         "table4": (BASE, expert_system(experts[0]), *counts, MIXSE),
         "table8": (BASE, SEEDS, MIXSE),
         "fig3": (MIXSE,),
         FIG4: (BASE, MIXSE),
         "fig5": (BASE, *shares, INSTANCE, MIXSE),
     }
-    return [Evaluations(tuple(systems[name]), TARGETS)]
+    return [Evaluations(tuple(systems[name]), tuple(TARGETS))]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError, did_you_mean
-from selfmoe_ray.evaluation.variants import INSTANCE, Variant, find_variant
-from selfmoe_ray.evaluation.variants import NAMES as VARIANTS
-from selfmoe_ray.mixture.merging import METHODS
+from selfmoe_ray.evaluation.variants import Variant, find_variant
+from selfmoe_ray.mixture.gate import ROUTER
 from selfmoe_ray.mixture.spec import MixtureSpec
-from selfmoe_ray.mixture.systems import EXPERTS, MIXSE, expert_system, requested_gates
+from selfmoe_ray.mixture.systems import EXPERTS, MERGES, VARIANTS, expert_system, requested_gates
 from selfmoe_ray.run.run_dir import RunDir
 
 
@@ -30,7 +29,7 @@ def select_systems(names: Sequence[str], spec: MixtureSpec, config: RunConfig) -
     Raises UserError for an unknown name, with the nearest that there are.
     """
     known = {name: System(gate) for name, gate in requested_gates(spec).items()}
-    known |= {method: System(method, RunDir.MERGED) for method in METHODS}
+    known |= {method: System(method, RunDir.MERGED) for method in MERGES}
     chosen: dict[str, System] = {}
     for name in names:
         if name == EXPERTS:
@@ -38,16 +37,9 @@ def select_systems(names: Sequence[str], spec: MixtureSpec, config: RunConfig) -
         elif name in known:
             chosen[name] = known[name]
         elif variant := find_variant(name, config, spec.experts):
-            chosen[name] = System("router", f"{RunDir.variant(name)}/{RunDir.MIXSE}", variant)
+            chosen[name] = System(ROUTER, f"{RunDir.variant(name)}/{RunDir.MIXSE}", variant)
         else:
             raise UserError(f"--systems: no system {name!r}; {did_you_mean(name, [*known, EXPERTS, *VARIANTS], n=3)}")
     if not chosen:
         raise UserError(f"--systems: no system is named; there are {', '.join([*known, EXPERTS, *VARIANTS])}")
     return chosen
-
-
-def system_order(spec: MixtureSpec) -> list[str]:
-    """The order of the tables: merges and variants before MiXSE."""
-    gates = list(requested_gates(spec))
-    place = gates.index(MIXSE)
-    return [*gates[:place], INSTANCE, *METHODS, *gates[place:]]

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.systems import DATA, FIRST, INSTANCE, JOINT, MIXSE, SEEDS, expert_system, split_number
 from selfmoe_ray.run.run_dir import RunDir, VariantDir
-
-INSTANCE = "instance"
-JOINT = "joint"
-SEEDS = "seeds"
-# Shown where a name is wrong.
-NAMES = (INSTANCE, f"{INSTANCE}<percent>", JOINT, SEEDS, "first<m>", "data<percent>")
-_NUMBERED = re.compile(r"(instance|first|data)([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -45,16 +38,15 @@ def find_variant(name: str, config: RunConfig, domains: Sequence[str]) -> Varian
         JOINT: Variant(name, everyone, "jointly", config),
         SEEDS: Variant(name, everyone, "experts and router", _training(config, sources=["seeds"])),
     }
-    numbered = _NUMBERED.fullmatch(name)
-    if not numbered:
+    kind, number = split_number(name) or (name, 0)
+    if kind not in (FIRST, DATA, INSTANCE) or not number:
         return whole.get(name)
-    number = int(numbered[2])
-    if numbered[1] == "first":
+    if kind == FIRST:
         _check_count(name, number, domains)
         return Variant(name, everyone[:number], "router", config)
     _check_percent(name, number, config)
     less = _training(config, synthetic_share=number / 100 * config.training.synthetic_share)
-    if numbered[1] == INSTANCE:
+    if kind == INSTANCE:
         return Variant(name, (INSTANCE,), "jointly", less)
     return Variant(name, everyone, "experts and router", less)
 
@@ -63,7 +55,7 @@ def _check_count(name: str, number: int, domains: Sequence[str]) -> None:
     if not 2 <= number < len(domains):
         raise UserError(
             f"--systems: {name!r} is no mixture of its own: of {len(domains)} experts, the first is "
-            f"expert-{domains[0]}, and all of them are mixse"
+            f"{expert_system(domains[0])}, and all of them are {MIXSE}"
         )
 
 

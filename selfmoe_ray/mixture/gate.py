@@ -1,12 +1,24 @@
-"""Gates: for each token a vector g of n mixture weights. Every system of the paper is one of these."""
+"""Gates: for each token a vector g of n mixture weights. Every system of the paper is one of these.
+
+The names that requests give them, and what each means, stand here alone.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from selfmoe_ray.errors import UserError
+
+# Of a request: the key of its gate, in vLLM's `extra_args` and over HTTP in `vllm_xargs`.
+GATE_KEY = "mixse_gate"
+ROUTER, BASE, UNIFORM, RANDOM = "router", "base", "uniform", "random"
+_TOP = re.compile(r"top(\d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +28,6 @@ class Gate:
     kind: Literal["off", "rows", "uniform", "expert", "random", "router"]
     k: int = 1
     index: int = 0
-    seed: int = 0
     weights: Tensor | None = None
 
     @classmethod
@@ -35,13 +46,12 @@ class Gate:
         return cls("uniform")
 
     @classmethod
-    def random(cls, k: int = 1, seed: int = 0) -> Gate:
-        """k random experts at weight 1/k, drawn anew for each token and layer.
+    def random(cls) -> Gate:
+        """An expert at weight 1 for each token, drawn by its position alone and the same in all layers.
 
-        The draw is a hash of token id, position, layer and seed, so it does not depend on the
-        batch, and a repeated run repeats it.
+        So neither the batch nor a cached prefix changes it, and a repeated run repeats it.
         """
-        return cls("random", k=k, seed=seed)
+        return cls("random")
 
     @classmethod
     def router(cls, k: int) -> Gate:
@@ -79,12 +89,42 @@ def top_k(probabilities: Tensor, k: int) -> Tensor:
     return torch.zeros_like(probabilities).scatter(-1, experts, values)
 
 
-def random_gates(token_ids: Tensor, positions: Tensor, layer: int, n: int, k: int, seed: int) -> Tensor:
-    """Gates [batch, seq, n] of `Gate.random`, from token ids and positions [batch, seq]."""
-    experts = torch.arange(n, device=token_ids.device) + n * layer
-    key = token_ids * 0x1F123BB5 + positions * 0x27D4EB2F + seed * 0x5851F42D
-    scores = key[..., None] * 0x2545F491 + experts * 0x9E3779B1
+def top_gate(k: int) -> str:
+    """The name of the router's gate with another number of experts a token."""
+    return f"top{k}"
+
+
+def is_reserved(name: str) -> bool:
+    """Whether requests mean something else by a name, so that no expert can have it."""
+    return name in (ROUTER, BASE, UNIFORM, RANDOM) or _TOP.fullmatch(name) is not None
+
+
+def named_gate(name: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:
+    """The gate that a request names: "router", "top<k>", "base", "uniform", "random" or an expert.
+
+    Raises UserError for anything else.
+    """
+    fixed = {
+        ROUTER: Gate.router(num_experts_per_tok),
+        BASE: Gate.off(),
+        UNIFORM: Gate.uniform(),
+        RANDOM: Gate.random(),
+        **{expert: Gate.expert(index) for index, expert in enumerate(experts)},
+    }
+    if isinstance(name, str):
+        if name in fixed:
+            return fixed[name]
+        if (top := _TOP.fullmatch(name)) and 1 <= int(top[1]) <= len(experts):
+            return Gate.router(int(top[1]))
+    raise UserError(
+        f"{GATE_KEY} is {name!r}; it must be {ROUTER}, {BASE}, {UNIFORM}, {RANDOM}, {top_gate(1)} to "
+        f"{top_gate(len(experts))}, or an expert ({', '.join(experts)})"
+    )
+
+
+def random_gates(positions: Tensor, n: int) -> Tensor:
+    """The gates of `Gate.random` for tokens at these positions, [...] to one-hot [..., n], by a hash of each."""
+    scores = positions[..., None] * 0x27D4EB2F * 0x2545F491 + torch.arange(n, device=positions.device) * 0x9E3779B1
     for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 0x165667B1)):
         scores = ((scores ^ (scores >> shift)) * factor) & 0x7FFFFFFF
-    ones = torch.zeros(scores.shape, device=scores.device)
-    return ones.scatter(-1, scores.topk(k, dim=-1).indices, 1.0 / k)
+    return torch.nn.functional.one_hot(scores.argmax(-1), n).float()

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,9 +23,7 @@ from selfmoe_ray.mixture.checkpoint import (
     assemble_mixse,
     read_spec,
 )
-
-Method = Literal["ties", "dare"]
-METHODS: tuple[Method, ...] = ("ties", "dare")
+from selfmoe_ray.mixture.systems import MERGES, Merge
 
 
 class MergeConfig(Section):
@@ -42,14 +39,14 @@ class MergeConfig(Section):
     rank: int | None = Field(None, ge=1)
     seed: int = 0
 
-    def weights_of(self, method: Method, experts: int) -> list[float]:
+    def weights_of(self, method: Merge, experts: int) -> list[float]:
         """The weights that a merge of so many experts takes. Raises UserError for another number of them."""
         if self.weights and len(self.weights) != experts:
             raise UserError(f"merge weights: {len(self.weights)} given, but there are {experts} experts")
         return list(self.weights) or [1.0 if method == "ties" else 1 / experts] * experts
 
 
-def merge(deltas: Sequence[Tensor], method: Method, config: MergeConfig) -> Tensor:
+def merge(deltas: Sequence[Tensor], method: Merge, config: MergeConfig) -> Tensor:
     """One weight change [out, in] from the experts' own, by PEFT's TIES or DARE (linear)."""
     from peft.utils.merge_utils import dare_linear, ties
 
@@ -70,7 +67,7 @@ def factorise(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseModel) -> None:
-    """Write a `mixse` directory whose experts are the merges of another one's, by the names of METHODS.
+    """Write a `mixse` directory whose experts are the merges of another one's, by the names of MERGES.
 
     Each is a stock PEFT adapter. Their router is all zeros: requests name a merge as their gate.
     mixse: the directory that is merged.
@@ -79,17 +76,17 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
     rank = config.rank or sum(spec.ranks)
     merged = spec.model_copy(
         update={
-            "experts": METHODS,
-            "ranks": (rank,) * len(METHODS),
-            "alphas": (float(rank),) * len(METHODS),
+            "experts": MERGES,
+            "ranks": (rank,) * len(MERGES),
+            "alphas": (float(rank),) * len(MERGES),
             "num_experts_per_tok": 1,
         }
     )
     adapters = [mixse / EXPERTS / name for name in spec.experts]
     experts = [load_file(adapter / ADAPTER_WEIGHTS) for adapter in adapters]
     with tempfile.TemporaryDirectory() as temporary:
-        parts: dict[str, Path] = {method: Path(temporary) / method for method in METHODS}
-        for method in METHODS:
+        parts: dict[str, Path] = {method: Path(temporary) / method for method in MERGES}
+        for method in MERGES:
             part = parts[method]
             part.mkdir()
             tensors = merge_adapters(experts, spec.scalings, method, config, rank)
@@ -101,7 +98,7 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
 
 
 def merge_adapters(
-    experts: Sequence[dict[str, Tensor]], scalings: Sequence[float], method: Method, config: MergeConfig, rank: int
+    experts: Sequence[dict[str, Tensor]], scalings: Sequence[float], method: Merge, config: MergeConfig, rank: int
 ) -> dict[str, Tensor]:
     """The tensors of one adapter, of scaling 1, from those of several with their scalings."""
     modules = sorted({key.rpartition(".lora_")[0] for tensors in experts for key in tensors})
@@ -134,5 +131,5 @@ def _write_adapter_config(adapters: Sequence[Path], folder: Path, rank: int) -> 
 
 def _write_router(mixse: Path, folder: Path) -> None:
     thetas = load_file(mixse / ROUTER_WEIGHTS)
-    zeros = {name: torch.zeros(len(METHODS), theta.shape[1]) for name, theta in thetas.items()}
+    zeros = {name: torch.zeros(len(MERGES), theta.shape[1]) for name, theta in thetas.items()}
     save_file(zeros, folder / ROUTER_WEIGHTS, metadata={"format": "pt"})

@@ -34,14 +34,14 @@ class GateState:
         self._wide: list[Tensor | None] = [None] * layers
         self._inputs: list[Tensor] = []
         self._fixed: Tensor | None = None
-        self._tokens: tuple[Tensor, Tensor] | None = None
+        self._positions: Tensor | None = None
         self._shape: tuple[int, int] = (0, 0)
 
     def begin(self, inputs: dict[str, Any]) -> None:
         """Start a pass over the base model's keyword inputs."""
         self._reset()
         if self.gate.kind == "random":
-            self._tokens = _ids_and_positions(inputs)
+            self._positions = _positions(inputs)
 
     def read(self, layer: int, hidden: Tensor) -> None:
         """Decide the layer's gates from the tensor [batch, seq, hidden] that its q_proj reads."""
@@ -56,8 +56,8 @@ class GateState:
             summed = self._sums[layer] = self.router.accumulated(layer, hidden, before)
             gates = self.router.gates(layer, summed, self.gate.k)
         elif self.gate.kind == "random":
-            assert self._tokens is not None
-            gates = random_gates(*self._tokens, layer, n, self.gate.k, self.gate.seed).to(hidden.device)
+            assert self._positions is not None
+            gates = random_gates(self._positions, n).to(hidden.device)
         else:
             if self._fixed is None:
                 self._fixed = self.gate.fixed(n, hidden.device)
@@ -89,7 +89,8 @@ class GateState:
             self.recorded_gates.append(torch.stack(layers))
 
 
-def _ids_and_positions(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _positions(inputs: dict[str, Any]) -> Tensor:
+    """The position [batch, seq] of each token that a pass is given."""
     ids = inputs.get("input_ids")
     if ids is None:
         raise ValueError("random gates need input_ids")
@@ -100,4 +101,4 @@ def _ids_and_positions(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         cache = inputs.get("past_key_values")
         start = cache.get_seq_length() if cache is not None else 0
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
-    return ids, positions.expand_as(ids)
+    return positions.expand_as(ids)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from selfmoe_ray.mixture.systems import (
+    BASE,
+    DATA,
+    FIRST,
+    INSTANCE,
+    MIXSE,
+    OTHERS,
+    SEEDS,
+    TARGETS,
+    expert_system,
+    is_routing,
+    split_number,
+    system_title,
+)
 from selfmoe_ray.reporting import figures
 from selfmoe_ray.reporting.collect import RunFacts
-from selfmoe_ray.reporting.paper import ALIGNED, OTHERS, PAPER_BASE, TARGETS, paper_score
+from selfmoe_ray.reporting.paper import PAPER_BASE, paper_score
 from selfmoe_ray.reporting.table import INTERVAL, Cell, Column, Table, Value, best
-from selfmoe_ray.reporting.titles import system_title
 
 Row = dict[str, Any]
-_EXPERTS = re.compile(r"first(\d+)")
-_SHARES = re.compile(r"(data|instance)(\d+)")
 _SHOWN = "in percent with 95% intervals; the best of a column is bold, n is the number of items"
-_ROUTERS = r"top\d+|all|uniform|random|joint"
 
 
 def benchmark_parts(facts: RunFacts) -> dict[str, Any]:
@@ -29,10 +38,12 @@ def benchmark_parts(facts: RunFacts) -> dict[str, Any]:
         "benchmark_table": score_table("benchmarks", f"Scores {_SHOWN}", rows),
         "gains_table": gains(rows),
         "ablation_table": score_table(
-            "ablations", f"The router and its alternatives, {_SHOWN}", _beside_ours(rows, _ROUTERS)
+            "ablations", f"The router and its alternatives, {_SHOWN}", _beside_ours(rows, is_routing)
         ),
         "forgetting_table": forgetting(scores),
-        "seeds_table": score_table("seeds", f"Trained on seeds only, {_SHOWN}", _beside_ours(rows, "seeds")),
+        "seeds_table": score_table(
+            "seeds", f"Trained on seeds only, {_SHOWN}", _beside_ours(rows, lambda system: system == SEEDS)
+        ),
         **scaling(scores, facts),
         "draws_table": draws(found.get("draws", [])),
         "bases_table": bases(facts.bases),
@@ -41,10 +52,10 @@ def benchmark_parts(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _beside_ours(rows: Sequence[Row], pattern: str) -> list[Row]:
-    """The rows of the systems of a pattern, with those of the base and of MiXSE; [] where there is none of them."""
-    shown = [row for row in rows if re.fullmatch(f"base|mixse|{pattern}", row["system"])]
-    return shown if any(re.fullmatch(pattern, row["system"]) for row in shown) else []
+def _beside_ours(rows: Sequence[Row], is_shown: Callable[[str], bool]) -> list[Row]:
+    """The rows of some systems, with those of the base and of MiXSE; [] where there is none of them."""
+    shown = [row for row in rows if row["system"] in (BASE, MIXSE) or is_shown(row["system"])]
+    return shown if any(is_shown(row["system"]) for row in shown) else []
 
 
 def ordered(benchmarks: set[str]) -> list[str]:
@@ -71,9 +82,9 @@ def score_table(name: str, caption: str, rows: Sequence[Row]) -> Table | None:
         Column("mean", "score"),
     ]
     aligned = {
-        (systems.index(f"expert-{ALIGNED[benchmark]}"), place)
+        (systems.index(expert_system(TARGETS[benchmark])), place)
         for place, benchmark in enumerate(benchmarks, start=1)
-        if f"expert-{ALIGNED.get(benchmark)}" in systems
+        if benchmark in TARGETS and expert_system(TARGETS[benchmark]) in systems
     }
     return Table(name, caption, columns, cells, best(cells, range(1, len(columns))), aligned=frozenset(aligned))
 
@@ -118,9 +129,9 @@ def gains(rows: Sequence[Row]) -> Table | None:
     """The main results, and what the paper has for them."""
     cells: list[list[Cell]] = []
     for row in rows:
-        paper, paper_base = paper_score(row["system"], row["benchmark"]), paper_score("base", row["benchmark"])
+        paper, paper_base = paper_score(row["system"], row["benchmark"]), paper_score(BASE, row["benchmark"])
         paper_gain = paper - paper_base if paper is not None and paper_base is not None else None
-        own = None if row["system"] == "base" else paper_gain
+        own = None if row["system"] == BASE else paper_gain
         cells.append([row["benchmark"], system_title(row["system"]), *_compared(row), paper, own])
     columns = [
         Column("benchmark"),
@@ -135,11 +146,11 @@ def gains(rows: Sequence[Row]) -> Table | None:
 
 def forgetting(scores: dict[tuple[str, str], Row]) -> Table | None:
     """Benchmarks that no domain aims at: base, instance merging and MiXSE."""
-    systems = ("base", "instance", "mixse")
+    systems = (BASE, INSTANCE, MIXSE)
     cells: list[list[Cell]] = [
-        [name, *(_scored(scores.get((system, name))) for system in systems), _difference(scores["mixse", name])]
+        [name, *(_scored(scores.get((system, name))) for system in systems), _difference(scores[MIXSE, name])]
         for name in ordered({name for _, name in scores})
-        if name not in TARGETS and ("base", name) in scores and ("mixse", name) in scores
+        if name not in TARGETS and (BASE, name) in scores and (MIXSE, name) in scores
     ]
     columns = [
         Column("benchmark"),
@@ -152,15 +163,17 @@ def forgetting(scores: dict[tuple[str, str], Row]) -> Table | None:
 
 def scaling(scores: dict[tuple[str, str], Row], facts: RunFacts) -> dict[str, Any]:
     """Mean scores by the number of experts and by the share of synthetic data, over what all of them have."""
-    first = f"expert-{facts.config.domains[0]}"
+    ours, merged = system_title(MIXSE), system_title(INSTANCE)
+    first = expert_system(facts.config.domains[0])
     last = len(facts.config.domains)
-    experts: dict[str, tuple[str, float]] = {"base": ("MiXSE", 0), first: ("MiXSE", 1), "mixse": ("MiXSE", last)}
-    data: dict[str, tuple[str, float]] = {"mixse": ("MiXSE", 100), "instance": ("instance merging", 100)}
+    experts: dict[str, tuple[str, float]] = {BASE: (ours, 0), first: (ours, 1), MIXSE: (ours, last)}
+    data: dict[str, tuple[str, float]] = {MIXSE: (ours, 100), INSTANCE: (merged, 100)}
     for system in {system for system, _ in scores}:
-        if match := _EXPERTS.fullmatch(system):
-            experts[system] = ("MiXSE", int(match[1]))
-        if match := _SHARES.fullmatch(system):
-            data[system] = ("MiXSE" if match[1] == "data" else "instance merging", int(match[2]))
+        kind, number = split_number(system) or ("", 0)
+        if kind == FIRST:
+            experts[system] = (ours, number)
+        elif kind in (DATA, INSTANCE):
+            data[system] = (ours if kind == DATA else merged, number)
     found: dict[str, Any] = {}
     for name, points, least in (("experts", experts, 4), ("data", data, 3)):
         lines = _mean_scores(scores, points) if len(points) >= least else {}
@@ -235,8 +248,8 @@ def leaked(facts: RunFacts, rows: Sequence[Row]) -> Table | None:
     without = {(row["system"], row["benchmark"]): row for row in (facts.evaluation or {}).get("without_leaked", [])}
     cells: list[list[Value]] = []
     for row in rows:
-        if row["system"] == "mixse":
-            rest = without.get(("mixse", row["benchmark"]), {})
+        if row["system"] == MIXSE:
+            rest = without.get((MIXSE, row["benchmark"]), {})
             items = len(facts.leaked.get(row["benchmark"], []))
             cells.append([row["benchmark"], items, row["n"], row["difference"], rest.get("difference")])
     columns = [

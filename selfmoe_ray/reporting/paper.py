@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from selfmoe_ray.mixture.gate import top_gate
+from selfmoe_ray.mixture.systems import MIXSE, OTHERS, TARGETS
+
 PAPER_BASE = "Gemma-7B"
-TARGETS = ("mmlu", "bbh", "gsm8k", "humaneval")
-OTHERS = ("math", "mbpp", "nq", "triviaqa", "hellaswag", "piqa", "truthfulqa")
-# The built-in domain that each target stands for.
-ALIGNED = {"mmlu": "knowledge", "bbh": "reasoning", "gsm8k": "math", "humaneval": "coding"}
 
 _TARGET_SCORES = {
     "base": (58.4, 56.1, 42.5, 34.1),
@@ -35,8 +34,8 @@ _OTHER_SCORES = {
 
 def paper_score(system: str, benchmark: str) -> float | None:
     """A system's score on a benchmark as a share, where the paper has one; "top1" is its MiXSE."""
-    name = "mixse" if system == "top1" else system
-    for benchmarks, scores in ((TARGETS, _TARGET_SCORES), (OTHERS, _OTHER_SCORES)):
+    name = MIXSE if system == top_gate(1) else system
+    for benchmarks, scores in ((tuple(TARGETS), _TARGET_SCORES), (OTHERS, _OTHER_SCORES)):
         if benchmark in benchmarks and name in scores:
             return scores[name][benchmarks.index(benchmark)] / 100
     return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from selfmoe_ray.mixture.systems import MIXSE, ORACLE, system_title
 from selfmoe_ray.reporting.collect import PHASES, RunFacts
 from selfmoe_ray.reporting.table import Column, Table, Value, best
-from selfmoe_ray.reporting.titles import system_title
 
 
 def yields(facts: RunFacts) -> Table:
@@ -58,8 +58,8 @@ def nll(facts: RunFacts, row_set: str) -> Table:
     assert facts.nll is not None
     measured = facts.nll["row_sets"][row_set]
     domains = list(measured["rows"])
-    systems = [name for name in measured["systems"] if name != "oracle"]
-    oracle = [name for name in measured["systems"] if name == "oracle"]
+    systems = [name for name in measured["systems"] if name != ORACLE]
+    oracle = [name for name in measured["systems"] if name == ORACLE]
     rows = [_nll_row(name, measured["systems"][name], domains) for name in [*systems, *oracle]]
     return Table(
         f"nll_{row_set}",
@@ -85,7 +85,7 @@ ROW_SETS = {
 
 
 def _nll_row(name: str, system: dict[str, Any], domains: list[str]) -> list[Value]:
-    difference = None if name == "mixse" else system["mixse_minus_mean"]
+    difference = None if name == MIXSE else system["mixse_minus_mean"]
     return [
         system_title(name),
         *(system["nll"].get(domain) for domain in domains),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from selfmoe_ray.mixture.systems import BASE, MIXSE, ORACLE, RANDOM, UNIFORM, expert_of, system_title
 from selfmoe_ray.reporting.collect import RunFacts
 from selfmoe_ray.reporting.table import signed
 from selfmoe_ray.reporting.tables import ROW_SETS
@@ -46,27 +47,27 @@ def warnings(facts: RunFacts) -> list[str]:
 
 def best_expert(systems: dict[str, Any]) -> str:
     """The single expert with the lowest mean NLL."""
-    experts = [name for name in systems if name.startswith("expert-")]
+    experts = [name for name in systems if expert_of(name)]
     return min(experts, key=lambda name: float(systems[name]["mean_nll"]))
 
 
 def _is_complete(measured: dict[str, Any]) -> bool:
     systems = measured["systems"]
-    return "mixse" in systems and any(name.startswith("expert-") for name in systems)
+    return MIXSE in systems and any(map(expert_of, systems))
 
 
 def _of_row_set(row_set: str, systems: dict[str, Any]) -> Verdict:
-    ours = systems["mixse"]["mean_nll"]
+    ours = systems[MIXSE]["mean_nll"]
     best = best_expert(systems)
     titles = {
-        "base": "the base",
-        best: f"the best single expert, {best.removeprefix('expert-')}",
-        "uniform": "uniform gates",
-        "random": "a random expert per token",
+        BASE: "the base",
+        best: f"the best single expert, {expert_of(best)}",
+        UNIFORM: system_title(UNIFORM),
+        RANDOM: system_title(RANDOM),
     }
     comparisons = [_comparison(title, systems[name]) for name, title in titles.items() if name in systems]
-    if "oracle" in systems:
-        oracle = systems["oracle"]["mean_nll"]
+    if ORACLE in systems:
+        oracle = systems[ORACLE]["mean_nll"]
         side = "above" if ours > oracle else "below"
         comparisons.append(f"{abs(ours / oracle - 1):.1%} {side} the own-domain oracle: {oracle:.3f}")
     return Verdict(f"On {ROW_SETS[row_set]}, MiXSE's mean response NLL is {ours:.3f}", comparisons)

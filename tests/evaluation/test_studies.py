@@ -10,7 +10,7 @@ import pytest
 
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.evaluation.studies import OTHERS, STUDIES, TARGETS, Evaluations, plan_studies, select_studies
+from selfmoe_ray.evaluation.studies import OTHERS, STUDIES, tuple(TARGETS), Evaluations, plan_studies, select_studies
 from selfmoe_ray.evaluation.systems import select_systems
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.run.run_dir import RunDir
@@ -30,13 +30,13 @@ def test_the_systems_of_every_study_are_known() -> None:
 
 
 def test_experts_are_added_in_order() -> None:
-    assert plan("table4") == [Evaluations(("base", "expert-knowledge", "first2", "first3", "mixse"), TARGETS)]
+    assert plan("table4") == [Evaluations(("base", "expert-knowledge", "first2", "first3", "mixse"), tuple(TARGETS))]
 
 
 def test_studies_of_equal_benchmarks_are_one_evaluation() -> None:
-    assert plan("table8", "fig3") == [Evaluations(("base", "seeds", "mixse"), TARGETS)]
+    assert plan("table8", "fig3") == [Evaluations(("base", "seeds", "mixse"), tuple(TARGETS))]
     everything = plan("all")
-    assert [(each.tasks, each.draws) for each in everything] == [(TARGETS, 1), (OTHERS, 1), (TARGETS, 3)]
+    assert [(each.tasks, each.draws) for each in everything] == [(tuple(TARGETS), 1), (OTHERS, 1), (tuple(TARGETS), 3)]
     assert len(everything[0].systems) == len(set(everything[0].systems))
     assert {"data50", "instance50", "joint", "first3", "seeds", "dare"} <= set(everything[0].systems)
 

@@ -15,9 +15,10 @@ from selfmoe_ray.config import MixtureConfig
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import load_mixse, read_spec, save_mixse
 from selfmoe_ray.mixture.gate import Gate
-from selfmoe_ray.mixture.merging import METHODS, MergeConfig, factorise, merge, merge_adapters, merge_mixture
+from selfmoe_ray.mixture.merging import MergeConfig, factorise, merge, merge_adapters, merge_mixture
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.mixture.systems import MERGES
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +78,13 @@ def test_the_merged_directory_is_a_mixture_of_the_merges(model: MixtureModel, tm
     save_mixse(model, tmp_path / "mixse", base)
     # Of everything kept, DARE's mean is the uniform gate's output.
     merge_mixture(tmp_path / "mixse", tmp_path / "merged", MergeConfig(density=1), base)
-    assert read_spec(tmp_path / "merged").experts == METHODS
+    assert read_spec(tmp_path / "merged").experts == MERGES
     merged = load_mixse(tmp_path / "merged")
     tokens = torch.arange(4, 24)[None]
     with torch.no_grad():
         expected = model(input_ids=tokens, gate=Gate.uniform()).logits
-        found = merged(input_ids=tokens, gate=Gate.expert(METHODS.index("dare"))).logits
-        other = merged(input_ids=tokens, gate=Gate.expert(METHODS.index("ties"))).logits
+        found = merged(input_ids=tokens, gate=Gate.expert(MERGES.index("dare"))).logits
+        other = merged(input_ids=tokens, gate=Gate.expert(MERGES.index("ties"))).logits
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert (other - expected).abs().max() > 1e-2
     adapter = tmp_path / "merged" / "experts" / "ties"

@@ -108,7 +108,7 @@ def test_gates_follow_the_routers_equation(
         assert torch.allclose(gates[0][layer], probabilities * (probabilities == top), atol=1e-6)
 
 
-@pytest.mark.parametrize("gate", [Gate.router(1), Gate.router(2), Gate.random(1), Gate.uniform()])
+@pytest.mark.parametrize("gate", [Gate.router(1), Gate.router(2), Gate.random(), Gate.uniform()])
 def test_gates_do_not_depend_on_the_batch(gate: Gate, make_mixture: Make, tokens: torch.Tensor) -> None:
     model = make_mixture()
     with torch.no_grad(), model.record_gates() as recorded:
@@ -122,14 +122,14 @@ def test_left_padding_changes_nothing(make_mixture: Make, tokens: torch.Tensor) 
     model = make_mixture()
     padded = torch.cat([torch.full((3, 4), 2), tokens], dim=1)
     mask = (torch.arange(21) >= 4).long().expand(3, 21)
-    for gate in (Gate.router(1), Gate.random(1)):
+    for gate in (Gate.router(1), Gate.random()):
         with torch.no_grad():
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             shifted = model(input_ids=padded, attention_mask=mask, position_ids=positions, gate=gate).logits
         assert torch.allclose(shifted[:, 4:], logits(model, tokens, gate), atol=1e-4)
 
 
-@pytest.mark.parametrize("gate", [Gate.off(), Gate.router(1), Gate.random(1), Gate.rows(torch.eye(3))])
+@pytest.mark.parametrize("gate", [Gate.off(), Gate.router(1), Gate.random(), Gate.rows(torch.eye(3))])
 def test_generate_with_cache_equals_full_passes(gate: Gate, make_mixture: Make, tokens: torch.Tensor) -> None:
     model = make_mixture()
     mask = torch.ones_like(tokens)

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from selfmoe_ray.engine.vllm_plugin.gates import RESERVED
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import ADAPTER_WEIGHTS, EXPERTS, ROUTER_WEIGHTS
+from selfmoe_ray.mixture.gate import is_reserved
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 ADAPTER_PREFIX = "base_model.model."
@@ -47,7 +47,7 @@ class MixseCheckpoint:
     def check(self, num_layers: int, hidden_size: int) -> None:
         """Raises UserError where a file is missing or damaged, or a shape does not fit the base."""
         for name in self.spec.experts:
-            if RESERVED.fullmatch(name):
+            if is_reserved(name):
                 raise UserError(f"{self.folder}: no expert can be called {name!r}; requests name a gate so")
         base = _base_shapes(self.base)
         for index in range(len(self.spec.experts)):

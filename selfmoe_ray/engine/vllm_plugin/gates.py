@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfmoe_ray.errors import UserError
-from selfmoe_ray.mixture.gate import random_gates
+from selfmoe_ray.mixture.gate import ROUTER, Gate, named_gate, random_gates
 from selfmoe_ray.mixture.spec import MixtureSpec
-
-RESERVED = re.compile(r"router|base|uniform|random|top\d+")
 
 
 @dataclass(frozen=True)
@@ -31,28 +27,15 @@ class RowGate:
 
 
 def parse_gate(value: object, spec: MixtureSpec) -> RowGate:
-    """The gate that a request names: "router", "top<k>", "base", "uniform", "random" or an expert.
+    """The gate that a request names (`mixture.gate.named_gate`). Raises UserError where there is none of that name."""
+    return row_gate(named_gate(value, spec.experts, spec.num_experts_per_tok), len(spec.experts))
 
-    Raises UserError for anything else.
-    """
-    n = len(spec.experts)
-    zeros = (0.0,) * n
-    if value == "router":
-        return RowGate(spec.num_experts_per_tok, zeros)
-    if value == "base":
-        return RowGate(0, zeros)
-    if value == "uniform":
-        return RowGate(0, (1.0 / n,) * n)
-    if value == "random":
-        return RowGate(0, zeros, is_random=True)
-    if value in spec.experts:
-        return RowGate(0, tuple(float(name == value) for name in spec.experts))
-    if isinstance(value, str) and re.fullmatch(r"top\d+", value) and 1 <= int(value[3:]) <= n:
-        return RowGate(int(value[3:]), zeros)
-    raise UserError(
-        f"mixse_gate is {value!r}; it must be router, base, uniform, random, top1 to top{n}, "
-        f"or an expert ({', '.join(spec.experts)})"
-    )
+
+def row_gate(gate: Gate, n: int) -> RowGate:
+    """A gate of the model as the engine's buffers hold it."""
+    fixed = gate.fixed(n, torch.device("cpu"))
+    weights = (0.0,) * n if fixed is None else tuple(fixed[0, 0].tolist())
+    return RowGate(gate.k if gate.kind == "router" else 0, weights, gate.kind == "random")
 
 
 class TokenGates:
@@ -64,7 +47,7 @@ class TokenGates:
 
     def __init__(self, spec: MixtureSpec, max_tokens: int):
         self.spec = spec
-        self.default = parse_gate("router", spec)
+        self.default = parse_gate(ROUTER, spec)
         self.k = torch.full((max_tokens, 1), self.default.k, dtype=torch.int32)
         self.weights = torch.zeros(max_tokens, len(spec.experts), dtype=torch.float32)
         self.all_default = True
@@ -100,5 +83,4 @@ class TokenGates:
 def _random_weights(positions: np.ndarray, tokens: np.ndarray, n: int) -> Tensor:
     """One expert a token, one-hot [tokens of the batch, n]."""
     firsts = np.cumsum(tokens) - tokens
-    of_token = torch.from_numpy(np.repeat(positions - firsts, tokens) + np.arange(tokens.sum()))
-    return random_gates(torch.zeros_like(of_token)[None], of_token[None], layer=0, n=n, k=1, seed=0)[0]
+    return random_gates(torch.from_numpy(np.repeat(positions - firsts, tokens) + np.arange(tokens.sum())), n)

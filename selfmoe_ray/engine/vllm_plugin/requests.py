@@ -13,9 +13,8 @@ from selfmoe_ray.engine.routing_log import LOG, TracedRequest
 from selfmoe_ray.engine.vllm_plugin.gates import RowGate, parse_gate
 from selfmoe_ray.engine.vllm_plugin.recorder import ROUTING_KEY, requested_level
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.gate import GATE_KEY, ROUTER
 from selfmoe_ray.mixture.spec import MixtureSpec
-
-GATE_KEY = "mixse_gate"
 
 
 def requested_gate(sampling_params: Any, spec: MixtureSpec) -> RowGate | None:
@@ -24,7 +23,7 @@ def requested_gate(sampling_params: Any, spec: MixtureSpec) -> RowGate | None:
     if value is None:
         return None
     gate = parse_gate(value, spec)
-    return None if gate == parse_gate("router", spec) else gate
+    return None if gate == parse_gate(ROUTER, spec) else gate
 
 
 def install() -> None:

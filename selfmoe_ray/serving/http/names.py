@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from selfmoe_ray.mixture.gate import BASE, GATE_KEY, ROUTER
 from selfmoe_ray.serving.http.errors import Refused
-
-GATE_KEY = "mixse_gate"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class ModelNames:
     @property
     def gates(self) -> dict[str, str]:
         """The gate of each name; the mixture first."""
-        return {self.name: "router", self.base: "base", **{self.expert(expert): expert for expert in self.experts}}
+        return {self.name: ROUTER, self.base: BASE, **{self.expert(expert): expert for expert in self.experts}}
 
     def choose_gate(self, request: Any) -> None:
         """Give a request the gate of its model name; one that it names itself in `vllm_xargs` stays.
@@ -41,7 +40,7 @@ class ModelNames:
             known = ", ".join(self.gates)
             raise Refused(404, f"The model {request.model!r} does not exist; known: {known}", "model")
         gate = self.gates[request.model]
-        if gate != "router":
+        if gate != ROUTER:
             request.vllm_xargs = {GATE_KEY: gate, **(request.vllm_xargs or {})}
 
     def cards(self, created: int, max_model_len: int) -> list[dict[str, Any]]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from selfmoe_ray.base_model import load_model
 from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.engine.vllm_plugin.gates import RowGate, TokenGates, parse_gate
 from selfmoe_ray.engine.vllm_plugin.pass_state import PassState, ranks
 from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.mixture.gate import top_k
+from selfmoe_ray.mixture.gate import Gate, top_k
+from selfmoe_ray.mixture.model import attach
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 SPEC = MixtureSpec(experts=("math", "coding"), ranks=(4, 4), alphas=(8.0, 8.0), router=RouterConfig())
@@ -62,6 +67,16 @@ def test_random_experts_go_by_position_and_not_by_batch() -> None:
     assert torch.equal(weights[2:52], whole[100:150]) and torch.equal(weights[53:], whole[30:40])
     assert weights[:2].tolist() == [[0, 1]] * 2 and not weights[52].any()
     assert k[:, 0].tolist() == [0] * 52 + [1] + [0] * 10
+
+
+def test_random_is_the_same_system_in_transformers_and_in_the_engine(tiny_model_dir: Callable[..., Path]) -> None:
+    model = attach(load_model(str(tiny_model_dir()), "float32"), SPEC)
+    with model.record_gates() as recorded:
+        model(gate=Gate.random(), input_ids=torch.randint(4, 300, (1, 40)), use_cache=False)
+    rows = TokenGates(SPEC, max_tokens=64)
+    rows.write([parse_gate("random", SPEC)], np.array([0]), np.array([40]))
+    for layer in recorded[0][:, 0]:
+        assert torch.equal(layer, rows.read(40)[1])
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
