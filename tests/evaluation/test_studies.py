@@ -10,9 +10,10 @@ import pytest
 
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.evaluation.studies import OTHERS, STUDIES, tuple(TARGETS), Evaluations, plan_studies, select_studies
+from selfmoe_ray.evaluation.studies import STUDIES, Evaluations, plan_studies, select_studies
 from selfmoe_ray.evaluation.systems import select_systems
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.mixture.systems import OTHERS, TARGETS
 from selfmoe_ray.run.run_dir import RunDir
 
 EXPERTS = ("knowledge", "reasoning", "math", "coding")
