@@ -61,7 +61,7 @@ def _row(system: str, complete: Mapping[str, tuple[float, ...]]) -> DrawRow:
 
 def _paired_t_test(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     """Two-sided p-value of the differences' mean being zero."""
-    from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+    from scipy.stats import ttest_rel
 
     differences = [one - other for one, other in zip(ours, theirs, strict=True)]
     if max(differences) - min(differences) < 1e-12:
