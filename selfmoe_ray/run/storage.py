@@ -37,15 +37,17 @@ def _is_lasting(error: OSError) -> bool:
 
 
 @functools.lru_cache
-def _open_remote(root: str) -> tuple[Any, str]:
-    """pyarrow's filesystem of a URI, and the path in it; opening one may ask the network for its region."""
+def _open(root: str) -> Any:
+    """pyarrow's filesystem of what lies below a path or URI; opening one may ask the network for its region."""
     from pyarrow import fs
 
+    if "://" not in root:
+        return fs.SubTreeFileSystem(root, fs.LocalFileSystem())
     try:
         filesystem, base = fs.FileSystem.from_uri(root)
     except (ValueError, OSError) as error:
         raise UserError(f"root: cannot open {root!r} ({error}); give a path, s3:// or gs://") from None
-    return filesystem, base
+    return fs.SubTreeFileSystem(base, filesystem)
 
 
 class Storage:
@@ -59,8 +61,8 @@ class Storage:
         self.root = str(Path(root).expanduser().absolute()) if self.is_local else root.rstrip("/")
 
     @property
-    def _remote(self) -> tuple[Any, str]:
-        return _open_remote(self.root)
+    def _files(self) -> Any:
+        return _open(self.root)
 
     def path(self, name: str = "") -> str:
         """The full path or URI of a name."""
@@ -68,10 +70,7 @@ class Storage:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name exists."""
-        if self.is_local:
-            return os.path.exists(self.path(name))
-        filesystem, base = self._remote
-        return filesystem.get_file_info(f"{base}/{name}").type.name != "NotFound"
+        return self._files.get_file_info(name).type.name != "NotFound"
 
     def list_files(self, folder: str) -> list[str]:
         """Sorted names (relative to the root) of the files directly in a folder; [] where it is missing."""
@@ -82,23 +81,15 @@ class Storage:
         return self._list(folder, files=False)
 
     def _list(self, folder: str, files: bool) -> list[str]:
-        if self.is_local:
-            where = Path(self.path(folder))
-            entries = where.iterdir() if where.is_dir() else ()
-            names = [entry.name for entry in entries if (entry.is_file() if files else entry.is_dir())]
-            return sorted(f"{folder}/{name}" for name in names if not name.startswith(".tmp-"))
         from pyarrow import fs
 
-        filesystem, base = self._remote
-        infos = filesystem.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
-        return sorted(f"{folder}/{info.base_name}" for info in infos if info.is_file == files)
+        infos = self._files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        names = (info.base_name for info in infos if info.is_file == files)
+        return sorted(f"{folder}/{name}" for name in names if not name.startswith(".tmp-"))
 
     def read_bytes(self, name: str) -> bytes:
         """A file's content; FileNotFoundError names it where it is missing."""
-        if self.is_local:
-            return Path(self.path(name)).read_bytes()
-        filesystem, base = self._remote
-        with filesystem.open_input_stream(f"{base}/{name}") as stream:
+        with self._files.open_input_stream(name) as stream:
             return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -133,8 +124,7 @@ class Storage:
             raise
 
     def _write_remote(self, name: str, data: bytes) -> None:
-        filesystem, base = self._remote
-        with filesystem.open_output_stream(f"{base}/{name}") as stream:
+        with self._files.open_output_stream(name) as stream:
             stream.write(data)
 
     @contextmanager
@@ -168,19 +158,11 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens where it is missing."""
-        if self.is_local:
-            path = Path(self.path(name))
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            return
-        filesystem, base = self._remote
-        kind = filesystem.get_file_info(f"{base}/{name}").type.name
+        kind = self._files.get_file_info(name).type.name
         if kind == "Directory":
-            filesystem.delete_dir(f"{base}/{name}")
+            self._files.delete_dir(name)
         elif kind == "File":
-            filesystem.delete_file(f"{base}/{name}")
+            self._files.delete_file(name)
 
     def read_json(self, name: str) -> Any:
         """A JSON file's value."""
@@ -246,13 +228,12 @@ class Storage:
             return
         from pyarrow import fs
 
-        filesystem, base = self._remote
-        for info in filesystem.get_file_info(fs.FileSelector(f"{base}/{name}", recursive=True)):
+        for info in self._files.get_file_info(fs.FileSelector(name, recursive=True)):
             if ".." in info.path.split("/"):
                 raise UserError(f"{self.path(name)}: refused, as its file {info.path} would be written outside of it")
         temporary = Path(tempfile.mkdtemp(prefix="selfmoe-"))
         try:
-            fs.copy_files(f"{base}/{name}", str(temporary), source_filesystem=filesystem)
+            fs.copy_files(name, str(temporary), source_filesystem=self._files)
             yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
