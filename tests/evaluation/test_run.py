@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from selfmoe_ray.commands.eval import parser, read_options
+from selfmoe_ray.commands.eval import evaluate_and_report, parser, read_options
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.run import Options, evaluate_run
@@ -24,7 +24,9 @@ def options(config: RunConfig, run_dir: RunDir, tmp_path: Path, monkeypatch: pyt
     """Of a run that is finished up to its mixture."""
     monkeypatch.setenv("SELFMOE_RAY_CACHE", str(tmp_path / "cache"))
     run_dir.write_start(config.model_dump(mode="json"), {})
-    of_command = read_options(vars(parser().parse_args(["--run", run_dir.storage.path()])))
+    given = vars(parser().parse_args(["--run", run_dir.storage.path()]))
+    del given["exclude_leaked"]
+    of_command = read_options(given)
     return vars(of_command) | {
         "systems": ["base", "random", "instance", "ties", "mixse"],
         "tasks": ["tiny_generation", "tiny_choice"],
@@ -68,7 +70,7 @@ def test_what_keeps_an_engine_from_starting_is_one_message(
 def test_every_system_on_ray_and_nothing_twice(
     options: dict[str, Any], config: RunConfig, run_dir: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate_run(Options(**options))
+    evaluate_and_report(Options(**options), exclude_leaked=False)
     first = capsys.readouterr().out
     leaked = run_dir.storage.read_json("eval/leaked.json")
     assert leaked == {"tiny_choice": [], "tiny_generation": []}
@@ -89,7 +91,7 @@ def test_every_system_on_ray_and_nothing_twice(
         assert routing["items"] == {"tiny_generation": ROWS, "tiny_choice": 8}[benchmark]
         assert routing["experts"] == config.domains
         assert sum(routing["top1_share"]) == pytest.approx(1) and len(routing["layers"]["mean_gate"]) == 2
-    evaluate_run(Options(**options))
+    evaluate_and_report(Options(**options), exclude_leaked=False)
     again = capsys.readouterr().out
     assert "starting engines" not in again and again.split("\n\n")[-3:] == first.split("\n\n")[-3:]
     with pytest.raises(UserError, match=r"merge.density = 0.5.*asks for 0.1"):
