@@ -140,7 +140,7 @@ def gains(rows: Sequence[Row]) -> Table | None:
         Column(f"the paper's, {PAPER_BASE}", "score"),
         Column(f"the paper's minus base, {PAPER_BASE}", "points"),
     ]
-    caption = "Scores in percent, and their distance to the base on the same items in percentage points"
+    caption = "Scores in percent and distances to the base on the same items in points, with 95% intervals"
     return Table("gains", caption, columns, cells, grouped=True) if cells else None
 
 

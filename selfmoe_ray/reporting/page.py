@@ -123,6 +123,7 @@ def _routing(facts: RunFacts) -> dict[str, Any]:
     experts = facts.routing["experts"]
     return {
         "experts": experts,
+        "shares": {name: values["top1_share"] for name, values in facts.routing["domains"].items()},
         "routing_row_set": tables.ROW_SETS[facts.routing["row_set"]],
         "layer_figures": {
             name: figures.layer_heat_map(values["layers"]["top1_share"], experts, f"Routing by layer, {name}")
