@@ -6,10 +6,9 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any, Self
 
 import ray
@@ -52,15 +51,19 @@ class Traced:
 
 @dataclass(frozen=True)
 class Work:
-    """lm-eval requests to answer under a gate; without one, to trace how MiXSE routes their tokens."""
+    """lm-eval requests to answer under a gate; without one, to trace how MiXSE routes their tokens.
 
+    id: of the answer as well, since an inbox may change the order of what is put into it.
+    """
+
+    id: int
     gate: str | None
     requests: Sequence[Any]
 
 
 @ray.remote(num_returns="streaming", max_retries=0, max_calls=1)
-def run_engine(job: EngineJob, inbox: Any) -> Iterator[tuple[Any, float]]:
-    """A vLLM engine of a mixture; yields its answers to what the inbox receives, and the seconds that each took."""
+def run_engine(job: EngineJob, inbox: Any) -> Iterator[tuple[int, Any, float]]:
+    """A vLLM engine of a mixture; yields, for all work that the inbox receives, its id, the answer and the seconds."""
     # Forking a process that has threads, as every worker of Ray has, can lock up the child.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from selfmoe_ray.evaluation.gated_lm import GatedLM
@@ -71,9 +74,10 @@ def run_engine(job: EngineJob, inbox: Any) -> Iterator[tuple[Any, float]]:
         is_closed = threading.Event()
         threading.Thread(target=_end_with_core, args=(lm, is_closed), daemon=True).start()
         lm.model.on_step = _beat_into(inbox)
-        for work in receive(inbox):
-            start = time.monotonic()
-            yield _answer(lm, work, experts), time.monotonic() - start
+        for works in receive(inbox):
+            for work in works:
+                start = time.monotonic()
+                yield work.id, _answer(lm, work, experts), time.monotonic() - start
         is_closed.set()
         lm.close()
 
@@ -110,10 +114,10 @@ def _beat_into(inbox: Any) -> Callable[[], None]:
 
 @dataclass
 class _Engine:
-    """One engine's debts. given: the work that is in its inbox or in hand, in the order of its answers."""
+    """One engine's debts. given: by the work's id, the numbers and shards that are in its inbox or in hand."""
 
     recovery: Recovery[Key]
-    given: deque[tuple[int, Shard | Traced]] = field(default_factory=deque)
+    given: dict[int, tuple[int, Shard | Traced]] = field(default_factory=dict)
 
 
 class Engines:
@@ -127,6 +131,7 @@ class Engines:
         self._plan = plan
         self._resources = config.resources.generation
         self._pools = Pools("eval", self._start, plan, self._resources, emit)
+        self._ids = count()
         self._count = sum(pool.engines for pool in plan.pools)
 
     def __enter__(self) -> Self:
@@ -174,29 +179,30 @@ class Engines:
                     if engine.recovery.is_hopeless:
                         raise _refusal(given_up, "the engines end whatever they are given")
                 else:
-                    number, shard = engine.given.popleft()
+                    work, found, seconds = heard
+                    number, shard = engine.given.pop(work)
                     engine.recovery.answered((number, item) for item in shard.items)
-                    yield shard, *heard
+                    yield shard, found, seconds
         if given_up:
             raise _refusal(given_up, "an engine ends every time")
 
     def _give_work(
         self, name: int, engine: _Engine, waiting: Iterator[tuple[int, Any]], asked: dict[int, Shard | Traced]
     ) -> None:
-        """Give an engine what it owes, and new shards as long as it has few."""
-        while True:
-            keys = engine.recovery.next()
-            for number, of_shard in groupby(keys, key=lambda key: key[0]):
-                shard = replace(asked[number], items=[item for _, item in of_shard])
-                engine.given.append((number, shard))
-                gate = shard.cell.gate if isinstance(shard, Shard) else None
-                self._pools.give(name, Work(gate, shard.requests))
-            is_busy = len({number for number, _ in engine.recovery.owed}) >= _SHARDS_PER_ENGINE
-            if is_busy or (new := next(waiting, None)) is None:
-                return
-            number, shard = new
-            asked[number] = shard
-            engine.recovery.add((number, item) for item in shard.items)
+        """Give an engine what it owes, and new shards where it has few."""
+        while len({number for number, _ in engine.recovery.owed}) < _SHARDS_PER_ENGINE:
+            if (new := next(waiting, None)) is None:
+                break
+            number, asked[number] = new
+            engine.recovery.add((number, item) for item in asked[number].items)
+        works = []
+        for number, keys in groupby(engine.recovery.next(), key=lambda key: key[0]):
+            shard = replace(asked[number], items=[item for _, item in keys])
+            gate = shard.cell.gate if isinstance(shard, Shard) else None
+            works.append(Work(next(self._ids), gate, shard.requests))
+            engine.given[works[-1].id] = number, shard
+        if works:
+            self._pools.give(name, works)
 
     def _start(self, name: int, inbox: Any, environment: dict[str, str]) -> Any:
         plan = self._plan
