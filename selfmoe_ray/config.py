@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from selfmoe_ray.errors import UserError, did_you_mean
 
 Auto = Literal["auto"]
+# auto: what the machines compute fast (`machines.hardware.fast_dtype`), decided when a run is first taken up.
+Dtype = Literal["auto", "float32", "bfloat16"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
@@ -60,7 +62,7 @@ class GenerationConfig(Section):
     max_rounds: int = Field(10, ge=1)
     oversample: float = Field(1.5, ge=1)
     part_size: int = Field(256, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "auto"
     max_model_len: int = Field(4096, ge=128)
     brainstorm: BrainstormConfig = BrainstormConfig()
     respond: RespondConfig = RespondConfig()
@@ -109,7 +111,7 @@ class TrainingConfig(Section):
     sources: list[Literal["synthetic", "seeds"]] = Field(["synthetic"], min_length=1)
     synthetic_share: float = Field(1.0, gt=0, le=1)
     max_length: int = Field(1024, ge=16)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "auto"
     experts: OptimizerConfig = OptimizerConfig()
     router: RouterTrainingConfig = RouterTrainingConfig()
 

@@ -95,15 +95,12 @@ def read_mixture(run_dir: RunDir) -> MixtureSpec:
 
 def open_run(run: str) -> tuple[RunDir, RunConfig]:
     """A run's folder and the config that it was last taken up with. Raises UserError where there is none."""
-    import yaml
-
     root, _, name = run.rstrip("/").rpartition("/")
     check_root(root or ".")
     run_dir = RunDir(root or ".", name)
-    try:
-        values = yaml.safe_load(run_dir.storage.read_bytes(run_dir.CONFIG))
-    except FileNotFoundError:
-        raise UserError(f"--run: {run_dir.storage.path()} is no run: it has no {run_dir.CONFIG}") from None
+    values = run_dir.read_config()
+    if values is None:
+        raise UserError(f"--run: {run_dir.storage.path()} is no run: it has no {run_dir.CONFIG}")
     return run_dir, parse_config(values, run_dir.storage.path(run_dir.CONFIG))
 
 

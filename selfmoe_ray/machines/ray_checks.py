@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from selfmoe_ray.base_model import BaseModel, resolve
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.checks import Finding, Node, check_nodes, look_at_node, mark_of_driver
+from selfmoe_ray.machines.hardware import FastDtype, fast_dtype
 from selfmoe_ray.machines.ray_nodes import ask_every_node
 
 ANSWER_SECONDS = 120
@@ -63,3 +64,19 @@ def resolve_on_nodes(base: BaseModel, trust_remote_code: bool) -> None:
         where = f"base_model: {base.value!r} is at {base.path} with content hash {base.content_hash} here, but"
         remedy = "  use one image on all nodes, the same HF_HOME, or give a directory that every node sees"
         raise UserError("\n".join([where, *problems, remedy]))
+
+
+def fast_dtype_of_cluster() -> FastDtype:
+    """`fast_dtype` of the cluster that RAY_ADDRESS names: what all of its GPU nodes, or else all nodes, are fast in.
+
+    Raises UserError where there is no cluster or no node answers.
+    """
+    from selfmoe_ray.machines.ray_session import ray_session
+
+    with ray_session():
+        answers = [answer for _, answer in ask_every_node(fast_dtype, seconds=ANSWER_SECONDS)]
+    found = [answer for answer in answers if isinstance(answer, FastDtype)]
+    if not found:
+        raise UserError(f"dtype: auto asks the cluster's nodes what they compute fast, but none says it: {answers}")
+    deciding = [each for each in found if each.on_gpu] or found
+    return next((each for each in deciding if each.dtype == "float32"), deciding[0])

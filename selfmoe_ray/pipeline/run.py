@@ -15,6 +15,7 @@ from selfmoe_ray.generation.stage import domain_product
 from selfmoe_ray.machines.packages import provenance
 from selfmoe_ray.machines.ray_session import check_root, ray_session
 from selfmoe_ray.measure.stage import measure_product
+from selfmoe_ray.pipeline.dtypes import settle_dtypes
 from selfmoe_ray.pipeline.ray_prepare import plan_on_paper, prepare_cluster
 from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run.events import Emit, EventLog, to_all
@@ -145,6 +146,7 @@ def run(config: RunConfig, redo: str | None = None, until: str | None = None, ve
     run_dir = RunDir(config.root, config.run_name)
     with held(run_dir.storage), run_dir.storage.open_append(run_dir.EVENTS) as append:
         log = EventLog(append)
+        config = settle_dtypes(config, run_dir, log)
         context = prepare(config, run_dir, log)
         if redo:
             delete_from(stages_of(context), run_dir, redo)
@@ -168,7 +170,9 @@ def describe(config: RunConfig, redo: str | None = None, until: str | None = Non
     machine; checks what `run` checks before any work."""
     check_root(config.root)
     run_dir = RunDir(config.root, config.run_name)
-    context = prepare(config, run_dir, EventLog(lambda _: None))
+    log = EventLog(lambda _: None)
+    config = settle_dtypes(config, run_dir, log)
+    context = prepare(config, run_dir, log)
     redone = STAGES.index(redo) if redo else len(STAGES)
     kept = stages_of(context)[:redone]
     first = redone - len(missing(kept, run_dir))

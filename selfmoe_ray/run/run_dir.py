@@ -72,6 +72,12 @@ class RunDir:
         self.storage.write_bytes(self.CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
         self.storage.write_json(self.PROVENANCE, provenance)
 
+    def read_config(self) -> dict[str, Any] | None:
+        """The settings that `write_start` wrote last, None for a run that was never taken up."""
+        import yaml
+
+        return yaml.safe_load(self.storage.read_bytes(self.CONFIG)) if self.storage.exists(self.CONFIG) else None
+
     # A domain's rows.
     def part_name(self, domain: str, phase: Phase, part: str) -> str:
         """The Parquet file of one part of raw completions."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from selfmoe_ray.domains.prompt import alpaca_template
 from selfmoe_ray.engine import orphans
+from selfmoe_ray.machines.hardware import fast_dtype
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.run.storage import Storage
 from selfmoe_ray.serving.config import ServeArgs
@@ -70,6 +71,10 @@ def make_vllm_args(args: ServeArgs, folder: Path, names: ModelNames) -> Namespac
     vllm_args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     for option, value in args.engine.model_dump().items():
         setattr(vllm_args, option, value)
+    fast = fast_dtype()
+    if args.engine.dtype == "auto" and not fast.on_gpu:
+        # vLLM's own auto is the checkpoint's, which few CPUs are fast in.
+        vllm_args.dtype = fast.dtype
     vllm_args.model = str(folder)
     vllm_args.served_model_name = list(names.gates)
     vllm_args.hf_overrides = {"mixse_base": args.base} if args.base else {}
