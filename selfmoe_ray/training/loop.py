@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+<<<<<<< HEAD
 from selfmoe_ray.engine import patches
+=======
+from selfmoe_ray.errors import UserError
+>>>>>>> diverge
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow, collate
 from selfmoe_ray.training.schedule import Schedule, StepRow, micro_batches, step_rows
 
 CHECKPOINT_TAG = "state"
+# Times the loss of a guess among all tokens: no text is so unlikely to a model that still works.
+_WORST = 4
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ class TrainingLoop:
     A step holds a batch of every learner that is not finished. The loss is the sum over learners of
     the mean NLL over the learner's response tokens of the whole step, so each learner's gradient is
     the one it would get alone, whatever the workers, micro-batches and ZeRO stage. A finished
-    learner has learning rate 0: neither momentum nor weight decay moves it.
+    learner has learning rate 0: neither momentum nor weight decay moves it. A loss or a weight that is no number,
+    or far worse than a guess, ends the run with a UserError that names the learner.
 
     The base keeps its dtype (bfloat16 or float32) and is frozen; what is trained, its gradients and
     its AdamW state are float32. Gradients are not clipped.
@@ -100,9 +108,7 @@ class TrainingLoop:
         self._targets = [[row.response_tokens for row in learner.rows] for learner in learners]
         model.train_only([parameter for learner in learners for parameter in learner.parameters])
         if settings.gradient_checkpointing:
-            # Transformers checkpoints layers in training mode only.
-            model.train()
-            model.base.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_layers(model)
         self.engine = _make_engine(model, learners, settings)
 
     def run(
@@ -119,6 +125,7 @@ class TrainingLoop:
             self.history.append(report)
             on_step(report)
             if self.step == self.steps or self.step % self.settings.checkpoint_every_steps == 0:
+                self.check_weights()
                 on_checkpoint(self)
         return self.history
 
@@ -141,11 +148,68 @@ class TrainingLoop:
         for group, learner in zip(self.engine.optimizer.param_groups, self.learners, strict=True):
             rates = learner.schedule.learning_rates
             group["lr"] = rates[self.step] if self.step < learner.schedule.steps else 0.0
-        self.engine.step()
         torch.distributed.all_reduce(totals)
-        losses = dict(zip((learner.name for learner in self.learners), totals.tolist(), strict=True))
         active = {self.learners[row.learner].name for row in rows}
-        return {name: loss for name, loss in losses.items() if name in active}, sum(row.length for row in rows)
+        losses = {
+            learner.name: loss
+            for learner, loss in zip(self.learners, totals.tolist(), strict=True)
+            if learner.name in active
+        }
+        self._refuse_divergence(losses)
+        is_finite = self.settings.zero_stage > 0 or self._gradients_are_finite()
+        if is_finite:
+            self.engine.step()
+        # With ZeRO DeepSpeed leaves such a step out by itself, with a line in the log.
+        if not is_finite or not self.engine.was_step_applied():
+            raise self._diverged(self._largest(), f"a gradient of step {self.step + 1} is no number")
+        return losses, sum(row.length for row in rows)
+
+    def _refuse_divergence(self, losses: dict[str, float]) -> None:
+        """Raises UserError before a loss that says nothing any more moves a weight."""
+        most = _WORST * math.log(self.model.base.config.get_text_config().vocab_size)
+        for name, loss in losses.items():
+            # Not a number compares false with everything.
+            if not loss <= most:
+                # A weight that overflows makes the losses of all rows in its batch no numbers.
+                raise self._diverged(
+                    name if math.isfinite(loss) else self._largest(),
+                    f"its loss at step {self.step + 1} is {loss:.4g} nats a token",
+                )
+
+    def _diverged(self, learner: str, what: str) -> UserError:
+        return UserError(
+            f"training of {learner!r} diverged at step {self.step + 1} of {self.steps}: {what}.\n"
+            f"  lower its learning rate ({self._rate(learner):g} in this step) or look at its rows; what was written "
+            "before is kept"
+        )
+
+    def _gradients_are_finite(self) -> bool:
+        gradients = [each.grad for learner in self.learners for each in learner.parameters if each.grad is not None]
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all().float()
+        torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        return bool(finite)
+
+    def _largest(self) -> str:
+        """The learner with the largest weight: gradients overflow where weights have grown."""
+        sizes = torch.stack([
+            torch.stack([getattr(each, "ds_tensor", each).detach().abs().max() for each in learner.parameters]).max()
+            for learner in self.learners
+        ]).float()  # fmt: skip
+        torch.distributed.all_reduce(sizes, torch.distributed.ReduceOp.MAX)
+        return self.learners[int(sizes.nan_to_num(math.inf).argmax())].name
+
+    def _rate(self, name: str) -> float:
+        rates = next(each for each in self.learners if each.name == name).schedule.learning_rates
+        return rates[min(self.step, len(rates) - 1)]
+
+    def check_weights(self) -> None:
+        """Raises UserError where what is trained holds anything but numbers, before it is written anywhere.
+
+        Of weights that ZeRO-3 has split, nothing is seen unless they are gathered.
+        """
+        for learner in self.learners:
+            if not all(bool(parameter.isfinite().all()) for parameter in learner.parameters):
+                raise self._diverged(learner.name, "its weights are no numbers")
 
     def _accumulate(self, micro_batch: Sequence[StepRow]) -> Tensor:
         """Add a micro-batch's gradients; returns its part of each learner's loss [learners]."""
@@ -166,6 +230,18 @@ class TrainingLoop:
             for batch in learner.schedule.batches[self.step :]
             for row in batch
         )
+
+
+def _checkpoint_layers(model: MixtureModel) -> None:
+    """Have activations of decoder layers computed again in the backward pass.
+
+    Transformers does so for layers in training mode only; what is in them stays in eval mode, so that a base with
+    dropout computes the same with and without.
+    """
+    model.base.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.base.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
 
 
 def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, batch: dict[str, Tensor]) -> Tensor:

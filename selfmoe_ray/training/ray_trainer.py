@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ def fit_all(jobs: Sequence[TrainerJob], workers: Sequence[int], devices: WorkerD
             for kind, fields in ray.get(progress.drain.remote()):
                 emit(kind, **fields)
             ray.get(finished)
+            if refusal := ray.get(progress.refusal.remote()):
+                raise UserError(refusal)
     except RayTaskError as error:
         raise _reason(error) from error
     finally:
@@ -51,6 +54,13 @@ class _Progress:
 
     def __init__(self) -> None:
         self._events: list[tuple[str, dict[str, Any]]] = []
+        self._refusal = ""
+
+    def refuse(self, message: str) -> None:
+        self._refusal = message
+
+    def refusal(self) -> str:
+        return self._refusal
 
     def add(self, kind: str, fields: dict[str, Any]) -> None:
         self._events.append((kind, fields))
@@ -108,11 +118,12 @@ def _work(arguments: dict[str, Any]) -> None:
             ray.train.report({"step": loop.step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        run_trainer(job, str(device), None, notify, on_checkpoint)
-        return
-    with checkpoint.as_directory() as folder:
-        run_trainer(job, str(device), Path(folder), notify, on_checkpoint)
+    try:
+        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+            run_trainer(job, str(device), Path(folder) if folder else None, notify, on_checkpoint)
+    except UserError as error:
+        # Ray Train would try it again, to the same end.
+        ray.get(arguments["progress"].refuse.remote(str(error)))
 
 
 def _reason(error: Exception) -> Exception:

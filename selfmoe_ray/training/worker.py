@@ -87,6 +87,7 @@ def run_trainer(
     trained = [parameter for learner in learners for parameter in learner.parameters]
     zero_3 = loop.settings.zero_stage == 3
     with import_deepspeed().zero.GatheredParameters(trained, enabled=zero_3):
+        loop.check_weights()
         if is_first:
             if job.kind != "router":
                 _save_experts(job, model, loop)

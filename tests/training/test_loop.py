@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.training.dataset import collate
 from selfmoe_ray.training.loop import LoopSettings, response_nll
@@ -150,3 +151,44 @@ def test_two_workers_and_every_zero_stage_give_the_same_experts(fused, tiny_mode
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     for stage in (0, 1, 2, 3):
         assert_same(torch.load(tmp_path / f"zero{stage}.pt"), fused[1])
+
+
+def wild_loop(base, zero_stage=0):
+    model = tiny.make_mixture(base, ["ant", "bee"])
+    loop = tiny.expert_loop(model, replace(SETTINGS, zero_stage=zero_stage, checkpoint_every_steps=1))
+    rates = tuple(1e6 for _ in loop.learners[1].schedule.learning_rates)
+    loop.learners[1] = replace(loop.learners[1], schedule=replace(loop.learners[1].schedule, learning_rates=rates))
+    return model, loop
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_learner_that_diverges_ends_the_run_by_name_and_nothing_of_it_is_reported(tiny_model_dir, zero_stage):
+    _, loop = wild_loop(tiny_model_dir(), zero_stage)
+    reports, checkpoints = [], []
+    with pytest.raises(
+        UserError, match=r"training of 'bee' diverged at step \d of \d+: (?s:.*)lower its learning rate"
+    ):
+        loop.run(reports.append, lambda loop: checkpoints.append(loop.step))
+    assert 1 <= len(checkpoints) < loop.steps and [report.step for report in reports] == checkpoints
+    assert all(math.isfinite(loss) for report in loop.history for loss in report.losses.values())
+
+
+def test_weights_that_are_no_numbers_are_never_written(tiny_model_dir):
+    model, loop = wild_loop(tiny_model_dir())
+    with torch.no_grad():
+        model.expert_parameters(1)[0].fill_(math.nan)
+    with pytest.raises(UserError, match=r"training of 'bee' diverged at step 1 of \d+: its weights are no numbers"):
+        loop.check_weights()
+
+
+def test_a_base_with_dropout_computes_the_same_with_gradient_checkpointing(tiny_model_dir, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir(), attention_dropout=0.5)
+    base.save_pretrained(tmp_path)
+    histories = []
+    for checkpointing in (False, True):
+        model = tiny.make_mixture(tmp_path, ["ant"])
+        loop = tiny.expert_loop(model, replace(SETTINGS, gradient_checkpointing=checkpointing))
+        histories.append([report.losses["ant"] for report in loop.run(ignore, ignore)])
+    assert histories[1] == pytest.approx(histories[0], abs=1e-5)
