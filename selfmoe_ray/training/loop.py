@@ -14,11 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-<<<<<<< HEAD
 from selfmoe_ray.engine import patches
-=======
 from selfmoe_ray.errors import UserError
->>>>>>> diverge
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow, collate
