@@ -1,14 +1,14 @@
-"""`python -m selfmoe_ray.commands.doctor`: what stands between this installation and a run, and what to do about it."""
+"""`selfmoe doctor`: what stands between this installation and a run, and what to do about it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from selfmoe_ray.commands.job import DONE, FAILED
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.checks import Finding, diagnose_machine
 
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             print(line(finding), flush=True)
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
-    return int(any(finding.status == "failed" for finding in findings))
+    return FAILED if any(finding.status == "failed" for finding in findings) else DONE
 
 
 def diagnose(root: str) -> Iterator[Finding]:
@@ -50,7 +50,3 @@ def line(finding: Finding) -> str:
     """A finding for people, its remedy on a line of its own."""
     text = f"{finding.status:8} {finding.check}: {finding.found}"
     return f"{text}\n         -> {finding.remedy}" if finding.remedy else text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

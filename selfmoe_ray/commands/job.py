@@ -1,4 +1,4 @@
-"""How every job ends: exit statuses, signals and the last line for machines, in one place."""
+"""How every command ends: exit statuses, signals and the last line for machines, in one place."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from typing import Any, NoReturn
 
 from selfmoe_ray.errors import UserError
 
+DONE = 0
+FAILED = 1  # a fault of ours, or what a check found
+REFUSED = 2  # a mistake to mend; argparse's own status
+STOPPED = 130
+
 # Ray kills a job three seconds after it told it to stop; one that waits for Ray hears of it up to a second later.
 _SECONDS_TO_STOP = 1.0
 
@@ -19,20 +24,17 @@ _SECONDS_TO_STOP = 1.0
 def run_command(work: Callable[[], dict[str, Any]]) -> NoReturn:
     """Do the work of a job and exit; its value is the result for machines.
 
-    Exit status: 0 done, 1 a fault of ours (with its traceback), 2 a mistake to mend (one message), 130 stopped.
+    Exit status: DONE, FAILED (with its traceback), REFUSED (one message) or STOPPED.
     The last line of the output is `RESULT ` and a JSON object, for machines: Ray does not pass on a driver's exit
     status.
     """
     signal.signal(signal.SIGTERM, _stop)
-    status, result = 1, {"status": "failed"}
+    status, result = FAILED, {"status": "failed"}
     try:
         result = work()
-        status = 0
+        status = DONE
     except UserError as error:
-        # From a Ray task it comes wrapped, with the task's traceback as its text.
-        message = str(getattr(error, "cause", error))
-        print(f"error: {message}", file=sys.stderr)
-        status, result = 2, {"status": "refused", "error": message.splitlines()[0]}
+        status, result = REFUSED, {"status": "refused", "error": print_mistake(error).splitlines()[0]}
     except KeyboardInterrupt:
         _end_stopped()
     except Exception:
@@ -44,12 +46,27 @@ def run_command(work: Callable[[], dict[str, Any]]) -> NoReturn:
 
 def _end_stopped() -> NoReturn:
     print("stopped; run the same command again to go on from here", file=sys.stderr)
-    _end(130, {"status": "stopped"})
+    _end(STOPPED, {"status": "stopped"})
 
 
 def _end(status: int, result: dict[str, Any]) -> NoReturn:
     sys.stderr.flush()
     print(f"RESULT {json.dumps(result)}", flush=True)
+    leave(status)
+
+
+def print_mistake(error: UserError) -> str:
+    """Print a mistake as one message and return it."""
+    # From a Ray task it comes wrapped, with the task's traceback as its text.
+    message = str(getattr(error, "cause", error))
+    print(f"error: {message}", file=sys.stderr)
+    return message
+
+
+def leave(status: int) -> NoReturn:
+    """Exit at once, with what is printed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     # Library threads (Ray, vLLM) must not hold up an exit that has nothing left to do.
     os._exit(status)
 

@@ -1,13 +1,10 @@
-"""`make serve`: the newest finished run behind the OpenAI API on this machine, until Ctrl-C."""
+"""`selfmoe serve`: the newest finished run behind the OpenAI API on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +15,37 @@ from selfmoe_ray.serving.config import ServeArgs, parse_serve_args
 REASON_LINES = 12
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Exit status: 0 stopped by Ctrl-C or SIGTERM, 2 a mistake to mend (one message, no traceback)."""
-    arguments = parser().parse_args(argv)
-    status = 0
-    try:
-        serve_run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads of Ray's must not hold up an exit that has nothing left to do.
-    os._exit(status)
+def serve_run(run: str | None, root: str, config: str, port: int | None, verbose: bool = False) -> None:
+    """Serve until Ctrl-C or SIGTERM. Raises UserError where the run, the config or the port is wrong.
 
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Serve a finished run on this machine. Ctrl-C stops.")
-    parser.add_argument(
-        "--run", metavar="DIR", help="a run's folder; the newest finished one below --root if not given"
-    )
-    parser.add_argument("--root", default="runs", help="where runs are (%(default)s)")
-    parser.add_argument("--config", default="serve_configs/mixse_local.yaml", help="Serve config (%(default)s)")
-    parser.add_argument("--port", type=int, help="instead of the config's")
-    parser.add_argument("--verbose", action="store_true", help="show the replicas' output too")
-    return parser
-
-
-def serve_run(arguments: argparse.Namespace) -> None:
-    """Serve until Ctrl-C or SIGTERM. Raises UserError where the run, the config or the port is wrong."""
+    run: its folder, the newest finished one below `root` if None. config: a Serve config file, whose port `port`
+    takes the place of.
+    """
     from selfmoe_ray.mixture.checkpoint import read_spec
 
-    config = read_config(arguments.config)
-    run = Path(arguments.run) if arguments.run else newest_run(Path(arguments.root))
-    values = {**config["applications"][0]["args"], "mixse_dir": str((run / "mixse").absolute())}
-    args = parse_serve_args({**values, "name": run.absolute().name}, arguments.config)
+    settings = read_config(config)
+    folder = Path(run) if run else newest_run(Path(root))
+    values = {**settings["applications"][0]["args"], "mixse_dir": str((folder / "mixse").absolute())}
+    args = parse_serve_args({**values, "name": folder.absolute().name}, config)
     read_spec(Path(args.mixse_dir))
-    http = config["http_options"] | ({"port": arguments.port} if arguments.port else {})
+    http = settings["http_options"] | ({"port": port} if port else {})
     check_port(http["host"], http["port"])
     print(f"Serving {args.mixse_dir}; the engine takes about a minute to start ...", flush=True)
-    with ray_session(arguments.verbose):
+    with ray_session(verbose):
         from ray import serve
 
         # Both: a shell starts what it puts into the background with SIGINT ignored.
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, _interrupt)
         try:
-            _deploy(config, args, http)
+            _deploy(settings, args, http)
             print(welcome(args, f"http://{http['host']}:{http['port']}"), flush=True)
             while True:
                 signal.pause()
         except KeyboardInterrupt:
             print("\nStopping ...", flush=True)
         finally:
-            serve.delete(config["applications"][0]["name"])
+            serve.delete(settings["applications"][0]["name"])
 
 
 def read_config(path: str) -> dict[str, Any]:

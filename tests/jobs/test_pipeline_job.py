@@ -88,9 +88,9 @@ def wait_for_dashboard(port: int) -> None:
 
 
 def submit(
-    environment: dict[str, str], *arguments: str, program: tuple[str, ...] = ("jobs/pipeline.py",)
+    environment: dict[str, str], *arguments: str, program: str = "jobs/pipeline.py"
 ) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", *program]
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", program]
     return subprocess.run(
         [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580
     )
@@ -112,13 +112,12 @@ def test_a_relative_root_is_refused_in_a_submitted_job(head: dict[str, str], tmp
 
 @pytest.mark.slow
 def test_the_doctor_looks_at_every_node_as_a_submitted_job(head: dict[str, str], tmp_path: Path) -> None:
-    doctor = ("-m", "selfmoe_ray.commands.doctor")
-    done = submit(head, "--root", str(tmp_path), program=doctor)
+    done = submit(head, "--root", str(tmp_path), program="jobs/doctor.py")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     for found in ("cluster: 1 nodes answered", f"storage: {tmp_path} can be written", "auth: RAY_AUTH_MODE=token"):
         assert found in done.stdout
     assert "failed" not in done.stdout
-    relative = submit(head, program=doctor)
+    relative = submit(head, program="jobs/doctor.py")
     assert relative.returncode != 0 and "root: 'runs' is relative" in relative.stdout
 
 

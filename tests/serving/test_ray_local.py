@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from selfmoe_ray.commands.serve import parser
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.serving import ray_local
 from selfmoe_ray.serving.config import ServeArgs
@@ -69,9 +70,9 @@ def test_a_mistake_is_one_message(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    parsed = ray_local.parser().parse_args(["--config", str(CONFIG), *arguments])
+    parsed = parser().parse_args(["--config", str(CONFIG), *arguments])
     with pytest.raises(UserError, match=message):
-        ray_local.serve_run(parsed)
+        ray_local.serve_run(**vars(parsed))
 
 
 def test_the_curl_line_is_a_command_with_a_key_where_one_is_needed() -> None:
