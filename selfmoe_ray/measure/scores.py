@@ -12,8 +12,9 @@ from typing import Any
 from selfmoe_ray.measure.nll import Batch, batch_nll
 from selfmoe_ray.measure.routing_statistics import RoutingStatistics
 from selfmoe_ray.measure.statistics import Estimate, mean, mean_over_domains, paired_difference
-from selfmoe_ray.mixture.checkpoint import ROUTER_WEIGHTS, load_router
+from selfmoe_ray.mixture.checkpoint import load_router
 from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.mixture.mixse_dir import ROUTER_WEIGHTS
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.mixture.systems import MIXSE, MIXSE_FITTED, ORACLE, expert_system, systems
 from selfmoe_ray.run.events import Emit

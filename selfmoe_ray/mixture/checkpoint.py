@@ -1,10 +1,4 @@
-"""Experts as stock PEFT adapters, the router as safetensors, and the `mixse` directory that holds both.
-
-mixse/config.json              the base's config, architectures ["Mixse<Base>"], a `mixse` section
-mixse/router.safetensors       theta.<layer>.weight [n, hidden], float32
-mixse/experts/<name>/          adapter_config.json, adapter_model.safetensors
-mixse/                         tokenizer and generation files of the base
-"""
+"""Writes and loads mixtures: experts as stock PEFT adapters, the router as safetensors, and `mixse` directories."""
 
 from __future__ import annotations
 
@@ -14,27 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from selfmoe_ray.base_model import BaseModel, check_hash, load_model, load_tokenizer, resolve
 from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.mixse_dir import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ARCHITECTURE_PREFIX,
+    EXPERTS,
+    ROUTER_WEIGHTS,
+    SECTION,
+    AdapterFile,
+    MixseDir,
+    adapter_key,
+    check_router,
+    read_thetas,
+    section_of,
+    theta_key,
+)
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-ROUTER_WEIGHTS = "router.safetensors"
-EXPERTS = "experts"
-# Of the architecture that a mixture has in vLLM, before its base's.
-ARCHITECTURE_PREFIX = "Mixse"
-
-
-def _adapter_key(module: str, matrix: str) -> str:
-    return f"base_model.model.{module}.lora_{matrix}.weight"
 
 
 def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
@@ -46,8 +41,8 @@ def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     tensors = {}
     for name, linear in model.linears.items():
         a, b = linear.lora(expert)
-        tensors[_adapter_key(name, "A")] = a.detach()[:rank].contiguous().cpu()
-        tensors[_adapter_key(name, "B")] = b.detach()[:, :rank].contiguous().cpu()
+        tensors[adapter_key(name, "A")] = a.detach()[:rank].contiguous().cpu()
+        tensors[adapter_key(name, "B")] = b.detach()[:, :rank].contiguous().cpu()
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "base_model": spec.base_model, "base_hash": spec.base_hash}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
@@ -64,28 +59,19 @@ def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
 def load_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     """Read a PEFT adapter into one expert; linears that it does not target stay without change.
 
-    Raises UserError where the adapter belongs to another base or its shapes do not fit.
+    Raises UserError as `AdapterFile.check`.
     """
-    metadata, tensors = _read_safetensors(folder / ADAPTER_WEIGHTS)
-    if metadata.get("base_hash") and model.spec.base_hash:
-        _same_base(metadata["base_hash"], metadata.get("base_model", ""), model.spec, folder)
-    known = {_adapter_key(name, matrix) for name in model.linears for matrix in "AB"}
-    unknown = sorted(set(tensors) - known)
-    if unknown:
-        raise UserError(f"{folder}: {unknown[0]} has no place in this base model ({len(unknown)} such tensors)")
-    rank = model.spec.ranks[expert]
-    for name, linear in model.linears.items():
-        a, b = linear.lora(expert)
-        pair = tensors.get(_adapter_key(name, "A")), tensors.get(_adapter_key(name, "B"))
-        with torch.no_grad():
-            a.zero_()
-            b.zero_()
-            if pair[0] is None or pair[1] is None:
-                continue
-            _check_shape(folder, _adapter_key(name, "A"), pair[0], [rank, a.shape[1]])
-            _check_shape(folder, _adapter_key(name, "B"), pair[1], [b.shape[0], rank])
-            a[:rank].copy_(pair[0])
-            b[:, :rank].copy_(pair[1])
+    adapter = AdapterFile(folder / ADAPTER_WEIGHTS, model.spec.ranks[expert], model.spec)
+    linears = {name: [linear.lora(expert)[1].shape[0], linear.lora(expert)[0].shape[1]]
+               for name, linear in model.linears.items()}  # fmt: skip
+    adapter.check(linears, is_whole=True)
+    with torch.no_grad():
+        for parameter in model.expert_parameters(expert):
+            parameter.zero_()
+        for name, read_a, read_b in adapter.pairs():
+            a, b = model.linears[name].lora(expert)
+            a[: adapter.rank].copy_(read_a)
+            b[:, : adapter.rank].copy_(read_b)
 
 
 def save_router(model: MixtureModel, folder: Path) -> None:
@@ -97,16 +83,9 @@ def save_router(model: MixtureModel, folder: Path) -> None:
 
 def load_router(model: MixtureModel, folder: Path) -> None:
     """Read theta. Raises UserError where names or shapes do not fit the model."""
-    _, tensors = _read_safetensors(folder / ROUTER_WEIGHTS)
-    wanted = model.router.state_dict()
-    if set(tensors) != set(wanted):
-        raise UserError(
-            f"{folder / ROUTER_WEIGHTS}: {len(tensors)} tensors, but a router of scope "
-            f"{model.spec.router.scope!r} on this base has {len(wanted)}"
-        )
-    for name, value in wanted.items():
-        _check_shape(folder / ROUTER_WEIGHTS, name, tensors[name], list(value.shape))
-    model.router.load_state_dict(tensors)
+    router = model.router
+    check_router(folder, model.spec, router.num_layers, router.hidden_size)
+    router.load_state_dict({theta_key(index): theta for index, theta in enumerate(read_thetas(folder))})
 
 
 def save_mixse(model: MixtureModel, folder: Path, base: BaseModel) -> None:
@@ -138,20 +117,14 @@ def _write_base_files(spec: MixtureSpec, folder: Path, base: BaseModel) -> None:
         GenerationConfig.from_pretrained(base.path).save_pretrained(str(folder))
     config = AutoConfig.from_pretrained(base.path).to_dict()
     config["architectures"] = [f"{ARCHITECTURE_PREFIX}{name}" for name in config["architectures"]]
-    config["mixse"] = spec.model_dump(mode="json")
+    config[SECTION] = section_of(spec)
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def read_spec(folder: Path) -> MixtureSpec:
-    """The `mixse` section of a checkpoint. Raises UserError where there is none or it is wrong."""
-    try:
-        section = json.loads((folder / "config.json").read_text())["mixse"]
-        return MixtureSpec.model_validate(section)
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no config.json; give the `mixse` directory of a finished run") from None
-    except (KeyError, json.JSONDecodeError, ValidationError) as error:
-        raise UserError(f"{folder / 'config.json'}: no valid `mixse` section ({error})") from None
+    """The spec of a `mixse` directory. Raises UserError as `MixseDir.open`."""
+    return MixseDir.open(folder).spec
 
 
 def load_mixse(
@@ -223,26 +196,3 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
 def _effective_alpha(config: dict[str, Any]) -> float:
     """alpha such that alpha / r is the adapter's scaling; rank-stabilised LoRA scales by alpha / sqrt(r)."""
     return config["lora_alpha"] * (config["r"] ** 0.5 if config.get("use_rslora") else 1.0)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; the checkpoint is not complete") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error})") from None
-
-
-def _check_shape(where: Path, name: str, found: Tensor, wanted: list[int]) -> None:
-    if list(found.shape) != wanted:
-        raise UserError(f"{where}: {name} has shape {list(found.shape)}, this mixture needs {wanted}")
-
-
-def _same_base(found_hash: str, found_value: str, spec: MixtureSpec, folder: Path) -> None:
-    if found_hash != spec.base_hash:
-        raise UserError(
-            f"{folder}: made for base model {found_value!r} (hash {found_hash}), "
-            f"this mixture's is {spec.base_model!r} (hash {spec.base_hash})"
-        )

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.config import Section
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.mixture.checkpoint import (
+from selfmoe_ray.mixture.checkpoint import assemble_mixse
+from selfmoe_ray.mixture.mixse_dir import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    EXPERTS,
     ROUTER_WEIGHTS,
-    assemble_mixse,
-    read_spec,
+    MixseDir,
+    adapter_key,
+    theta_key,
 )
 from selfmoe_ray.mixture.systems import MERGES, Merge
+
+# A [r, in] and B [out, r] of a linear.
+Pair = tuple[Tensor, Tensor]
 
 
 class MergeConfig(Section):
@@ -72,7 +76,8 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
     Each is a stock PEFT adapter. Their router is all zeros: requests name a merge as their gate.
     mixse: the directory that is merged.
     """
-    spec = read_spec(mixse)
+    read = MixseDir.open(mixse)
+    spec = read.spec
     rank = config.rank or sum(spec.ranks)
     merged = spec.model_copy(
         update={
@@ -82,8 +87,9 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
             "num_experts_per_tok": 1,
         }
     )
-    adapters = [mixse / EXPERTS / name for name in spec.experts]
-    experts = [load_file(adapter / ADAPTER_WEIGHTS) for adapter in adapters]
+    for adapter in read.adapters:
+        adapter.check({})
+    experts = [{module: (a, b) for module, a, b in adapter.pairs()} for adapter in read.adapters]
     with tempfile.TemporaryDirectory() as temporary:
         parts: dict[str, Path] = {method: Path(temporary) / method for method in MERGES}
         for method in MERGES:
@@ -92,31 +98,29 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
             tensors = merge_adapters(experts, spec.scalings, method, config, rank)
             metadata = {"format": "pt", "base_model": spec.base_model, "base_hash": spec.base_hash}
             save_file(tensors, part / ADAPTER_WEIGHTS, metadata=metadata)
-            _write_adapter_config(adapters, part, rank)
-        _write_router(mixse, Path(temporary))
+            _write_adapter_config([adapter.path.parent for adapter in read.adapters], part, rank)
+        _write_router(read, Path(temporary))
         assemble_mixse(merged, parts, Path(temporary), folder, base)
 
 
 def merge_adapters(
-    experts: Sequence[dict[str, Tensor]], scalings: Sequence[float], method: Merge, config: MergeConfig, rank: int
+    experts: Sequence[Mapping[str, Pair]], scalings: Sequence[float], method: Merge, config: MergeConfig, rank: int
 ) -> dict[str, Tensor]:
-    """The tensors of one adapter, of scaling 1, from those of several with their scalings."""
-    modules = sorted({key.rpartition(".lora_")[0] for tensors in experts for key in tensors})
+    """The tensors of one adapter, of scaling 1, from those of several with their scalings; experts: by module."""
     merged: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        for module in modules:
+        for module in sorted({module for pairs in experts for module in pairs}):
             a, b = factorise(merge(_deltas(experts, scalings, module), method, config), rank)
-            merged |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+            merged |= {adapter_key(module, "A"): a, adapter_key(module, "B"): b}
     return merged
 
 
-def _deltas(experts: Sequence[dict[str, Tensor]], scalings: Sequence[float], module: str) -> list[Tensor]:
+def _deltas(experts: Sequence[Mapping[str, Pair]], scalings: Sequence[float], module: str) -> list[Tensor]:
     """Each expert's weight change of a linear; zero where it leaves the linear alone."""
-    a, b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
     found = [
-        scaling * (tensors[b].float() @ tensors[a].float()) if a in tensors else None
-        for tensors, scaling in zip(experts, scalings, strict=True)
+        scaling * (pairs[module][1].float() @ pairs[module][0].float()) if module in pairs else None
+        for pairs, scaling in zip(experts, scalings, strict=True)
     ]
     like = next(delta for delta in found if delta is not None)
     return [torch.zeros_like(like) if delta is None else delta for delta in found]
@@ -129,7 +133,6 @@ def _write_adapter_config(adapters: Sequence[Path], folder: Path, rank: int) -> 
     (folder / ADAPTER_CONFIG).write_text(json.dumps(merged, indent=2) + "\n")
 
 
-def _write_router(mixse: Path, folder: Path) -> None:
-    thetas = load_file(mixse / ROUTER_WEIGHTS)
-    zeros = {name: torch.zeros(len(MERGES), theta.shape[1]) for name, theta in thetas.items()}
+def _write_router(read: MixseDir, folder: Path) -> None:
+    zeros = {theta_key(index): torch.zeros(len(MERGES), theta.shape[1]) for index, theta in enumerate(read.thetas())}
     save_file(zeros, folder / ROUTER_WEIGHTS, metadata={"format": "pt"})

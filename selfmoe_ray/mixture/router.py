@@ -22,6 +22,7 @@ class Router(nn.Module):
         super().__init__()
         self.shape = shape
         self.num_layers = num_layers
+        self.hidden_size = hidden_size
         self.num_experts = num_experts
         count = num_layers if shape.scope == "layer" else 1
         self.theta = nn.ModuleList(

@@ -23,6 +23,8 @@ from selfmoe_ray.mixture.checkpoint import (
     save_router,
 )
 from selfmoe_ray.mixture.gate import Gate
+from selfmoe_ray.mixture.merging import MergeConfig, merge_mixture
+from selfmoe_ray.mixture.mixse_dir import FORMAT, MixseDir
 from selfmoe_ray.mixture.model import MixtureModel
 
 Make = Callable[..., MixtureModel]
@@ -126,6 +128,19 @@ def _damage_section(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def _make_newer(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["mixse"]["format"] = FORMAT + 1
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _halve(folder: Path) -> None:
+    path = folder / "experts/math/adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if name.endswith("lora_B.weight"))]
+    save_file(tensors, path)
+
+
 def _damage_shape(folder: Path) -> None:
     path = folder / "router.safetensors"
     save_file({name: value[:, :-1].contiguous() for name, value in load_file(path).items()}, path)
@@ -142,7 +157,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other base": (_damage_base, "has content hash .* but this adapter or mixture was made for"),
     "no router": (lambda folder: (folder / "router.safetensors").unlink(), "router.safetensors: missing"),
     "no expert": (lambda folder: (folder / "experts/math/adapter_model.safetensors").unlink(), "math.*missing"),
-    "router shape": (_damage_shape, r"theta.0.weight has shape \[3, 63\], this mixture needs \[3, 64\]"),
+    "router shape": (
+        _damage_shape,
+        r"needs 2 matrices of shape \[3, 64\], the file has 2 .* \[3, 63\]",
+    ),
+    "newer format": (_make_newer, r"mixse.format is 2, this version of selfmoe_ray reads up to 1"),
+    "half an expert": (_halve, r"lora_A.weight has no .*lora_B.weight"),
     "damaged file": (_truncate, "math/adapter_model.safetensors: damaged"),
 }
 
@@ -154,6 +174,23 @@ def test_a_damaged_checkpoint_is_named(damage: str, model: MixtureModel, base: B
     change(tmp_path)
     with pytest.raises(UserError, match=message):
         load_mixse(tmp_path)
+
+
+def test_a_directory_says_its_format_and_one_that_does_not_is_of_the_first(
+    model: MixtureModel, base: BaseModel, tmp_path: Path
+) -> None:
+    save_mixse(model, tmp_path, base)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["mixse"].pop("format") == FORMAT
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert MixseDir.open(tmp_path).spec == model.spec
+
+
+def test_merging_refuses_a_newer_format_too(model: MixtureModel, base: BaseModel, tmp_path: Path) -> None:
+    save_mixse(model, tmp_path / "mixse", base)
+    _make_newer(tmp_path / "mixse")
+    with pytest.raises(UserError, match=r"mixse\.format is 2"):
+        merge_mixture(tmp_path / "mixse", tmp_path / "merged", MergeConfig(), base)
 
 
 def test_an_adapter_of_another_base_is_refused(model: MixtureModel, base: BaseModel, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.checkpoint import load_mixse, read_spec, save_mixse
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.merging import MergeConfig, factorise, merge, merge_adapters, merge_mixture
+from selfmoe_ray.mixture.mixse_dir import adapter_key
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.mixture.systems import MERGES
@@ -67,9 +68,8 @@ def test_factors_give_a_matrix_of_their_rank_back_and_fill_up_with_zeros() -> No
 
 def test_an_expert_that_leaves_a_linear_alone_counts_as_zero() -> None:
     a, b = torch.ones(1, 3), torch.ones(2, 1)
-    experts = [{"m.lora_A.weight": a, "m.lora_B.weight": b}, {}]
-    merged = merge_adapters(experts, [2.0, 2.0], "dare", MergeConfig(density=1), rank=2)
-    product = merged["m.lora_B.weight"] @ merged["m.lora_A.weight"]
+    merged = merge_adapters([{"m": (a, b)}, {}], [2.0, 2.0], "dare", MergeConfig(density=1), rank=2)
+    product = merged[adapter_key("m", "B")] @ merged[adapter_key("m", "A")]
     torch.testing.assert_close(product, torch.ones(2, 3))
 
 

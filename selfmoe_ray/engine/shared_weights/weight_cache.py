@@ -23,7 +23,7 @@ from vllm.model_executor.model_loader.weight_cache.protocol import (
 from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.shared_weights import LOAD_FORMAT
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX
+from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX
 
 # A replica with weights of its own where others share them would not fit beside them.
 _FIXED = {"mode": "zero_copy", "fallback": False}

@@ -24,7 +24,7 @@ def register() -> None:
     from selfmoe_ray.engine.plan import FAST_TOP_P
     from selfmoe_ray.engine.shared_weights import loader
     from selfmoe_ray.engine.vllm_plugin import compatibility, config, requests
-    from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX
+    from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX
 
     orphans.follow()
     bases = [name for name in ModelRegistry.get_supported_archs() if not name.startswith(ARCHITECTURE_PREFIX)]

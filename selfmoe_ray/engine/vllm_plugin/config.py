@@ -8,7 +8,7 @@ from typing import Any
 from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.vllm_plugin import compatibility
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX
+from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX
 
 WORKER_EXTENSION = "selfmoe_ray.engine.vllm_plugin.recorder.MixseWorker"
 
@@ -40,18 +40,18 @@ def verify(vllm_config: Any) -> None:
     --hf-overrides) says where the base is now. Raises UserError.
     """
     from selfmoe_ray.base_model import check_hash, resolve
-    from selfmoe_ray.engine.vllm_plugin.checkpoint import MixseCheckpoint, read_section
+    from selfmoe_ray.engine.vllm_plugin.checkpoint import MixseCheckpoint, read_mixse
 
     model = vllm_config.model_config
     if reason := compatibility.problem() or _unsupported(vllm_config):
         raise UserError(reason)
-    spec = read_section(model.hf_config, model.model)
+    mixse = read_mixse(model.hf_config, model.model)
+    spec = mixse.spec
     base = resolve(getattr(model.hf_config, "mixse_base", None) or spec.base_model)
     check_hash(spec.base_model, spec.base_hash, base)
     model.hf_config.mixse_base = str(base.path)
     text = model.hf_text_config
-    checkpoint = MixseCheckpoint(Path(model.model), spec, Path(base.path))
-    checkpoint.check(text.num_hidden_layers, text.hidden_size)
+    MixseCheckpoint(mixse, Path(base.path)).check(text.num_hidden_layers, text.hidden_size)
     vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
     # Shared weights are not merged with the experts': that is another graph, which the key of vLLM's
     # cache of compiled graphs would not tell apart.

@@ -22,8 +22,8 @@ from selfmoe_ray.engine.vllm_plugin.pass_state import PassState
 from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
 from selfmoe_ray.engine.vllm_plugin.stacked import StackedExperts
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.mixture.checkpoint import ARCHITECTURE_PREFIX, ROUTER_WEIGHTS
 from selfmoe_ray.mixture.decoder import ROUTER_READS
+from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX, ROUTER_WEIGHTS
 
 # The load formats that give each process weights of its own, which it may change.
 OWN_WEIGHTS = ("auto", "safetensors", "hf", "dummy")
@@ -101,7 +101,7 @@ class VllmMixture:
         layers = {place.layer for place in self.linears}
         if missing or last is None or layers != set(self.thetas):
             reason = f"has no {missing[0]}" if missing else "has a layer without q_proj or qkv_proj"
-            raise UserError(f"{self.checkpoint.folder}: vLLM's {type(model).__name__} {reason}")
+            raise UserError(f"{self.checkpoint.mixse.folder}: vLLM's {type(model).__name__} {reason}")
         last.last = True
 
     def _attach_linear(self, name: str, linear: LinearBase, parts: list[Place], reads: bool) -> MixtureLinearMethod:
@@ -128,7 +128,7 @@ class VllmMixture:
             for place, a, b in self.checkpoint.expert(expert):
                 _, linear, part = self.linears[place]
                 linear.mixse_experts.load(linear, expert, part, a, b)
-        thetas = self.checkpoint.theta()
+        thetas = self.checkpoint.mixse.thetas()
         for layer, theta in self.thetas.items():
             theta.copy_(thetas[layer if self.spec.router.scope == "layer" else 0])
         experts = {name: linear.mixse_experts for name, linear, _ in self.linears.values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from selfmoe_ray.engine.vllm_plugin.gates import RowGate, parse_gate
 from selfmoe_ray.engine.vllm_plugin.recorder import ROUTING_KEY, requested_level
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.gate import GATE_KEY, ROUTER
+from selfmoe_ray.mixture.mixse_dir import parse_section
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 
@@ -59,7 +61,7 @@ def _take(process_inputs: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 
     key = GATE_KEY
     try:
-        gate = requested_gate(request.sampling_params, MixtureSpec.model_validate(section))
+        gate = requested_gate(request.sampling_params, parse_section(section, Path(self.model_config.model)))
         key = ROUTING_KEY
         level = requested_level(request.sampling_params)
     except UserError as error:

@@ -66,6 +66,11 @@ def _other_base(folder: Path) -> str:
     return "0123456789abcdef"
 
 
+def _newer_format(folder: Path) -> str:
+    _edit(folder, format=2)
+    return "mixse.format is 2, this version of selfmoe_ray reads up to 1"
+
+
 def _reserved_name(folder: Path) -> str:
     (folder / "experts" / "math").rename(folder / "experts" / "top1")
     _edit(folder, experts=["knowledge", "top1", "coding"])
@@ -74,7 +79,16 @@ def _reserved_name(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [_missing_expert, _damaged_expert, _wrong_shape, _other_router, _base_gone, _other_base, _reserved_name],
+    [
+        _missing_expert,
+        _damaged_expert,
+        _wrong_shape,
+        _other_router,
+        _base_gone,
+        _other_base,
+        _reserved_name,
+        _newer_format,
+    ],
 )
 def test_wrong_checkpoint_fails_before_anything_is_loaded(
     mixse_dir: Callable[..., Path], damage: Callable[[Path], str]
