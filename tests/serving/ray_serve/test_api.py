@@ -108,8 +108,9 @@ def test_the_example_client_shows_answers_and_gates(server: Any) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tiny/base: " in done.stdout and "\ntiny: " in done.stdout
-    # Every token of an answer of 60 but its last.
-    assert len(re.findall(r" (?:knowledge|math|coding) [01]\.\d\d$", done.stdout, re.MULTILINE)) == 59
+    shown = re.findall(r" (?:knowledge|math|coding) [01]\.\d\d$", done.stdout, re.MULTILINE)
+    # Of an answer of at most 60 tokens, all but its last.
+    assert 1 <= len(shown) <= 59
 
 
 def test_tokenize_metrics_health_and_the_playground(server: Any) -> None:
