@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -94,6 +98,19 @@ def test_routing_on_request_and_afterwards(client: openai.OpenAI, server: Any) -
     with server.http() as http:
         assert http.get(f"/v1/mixse/routing/{answer.id}").json() == routing
         assert http.get("/v1/mixse/routing/cmpl-unknown").status_code == 404
+
+
+def test_the_example_client_shows_answers_and_gates(server: Any) -> None:
+    example = Path(__file__).parents[3] / "examples" / "client.py"
+    done = subprocess.run(
+        [sys.executable, example, "--url", server.url, "--model", "tiny", "--task", PROMPT],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OPENAI_API_KEY": server.key},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "tiny/base: " in done.stdout and "\ntiny: " in done.stdout
+    shown = re.findall(r" (?:knowledge|math|coding) [01]\.\d\d$", done.stdout, re.MULTILINE)
+    # Of an answer of at most 60 tokens, all but its last.
+    assert 1 <= len(shown) <= 59
 
 
 def test_tokenize_metrics_health_and_the_playground(server: Any) -> None:
