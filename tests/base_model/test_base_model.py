@@ -200,7 +200,7 @@ def test_the_module_prints_the_directory_alone(tiny_gguf: Path, cache: Path) -> 
     assert result.stdout == f"{resolve(str(tiny_gguf)).path}\n"
     wrong = run_module("embedded:none")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("base_model:") and "Traceback" not in wrong.stderr
+    assert wrong.stderr.startswith("error: base_model:") and "Traceback" not in wrong.stderr
 
 
 @pytest.mark.parametrize("family", FAMILIES)
