@@ -12,7 +12,7 @@ STAMP := .venv/installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256su
 # Every Ray worker and vLLM process imports thousands of modules: keep their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve setup test test-serving test-faults lint lock audit
+.PHONY: demo serve setup test test-serving test-faults lint docs lock audit
 
 demo: $(STAMP)
 	.venv/bin/python jobs/pipeline.py --config jobs/configs/demo.yaml
@@ -39,6 +39,11 @@ test-faults: $(STAMP)
 lint: $(STAMP)
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+# The pages that are made from the code.
+docs: $(STAMP)
+	.venv/bin/python -m selfmoe_ray.commands.configuration >docs/configuration.md
+	.venv/bin/python -m selfmoe_ray.engine.patches >docs/patches.md
 
 lock: $(STAMP)
 	requirements/lock.sh

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from selfmoe_ray.config import RunConfig, load_config, parse_config
+from selfmoe_ray.config import RunConfig, parse_config
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.run.config_file import load_config
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("jobs/configs/*.yaml"))
 

@@ -40,8 +40,8 @@ def parser(until: str | None = None) -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from selfmoe_ray.config import load_config
     from selfmoe_ray.pipeline import run as pipeline
+    from selfmoe_ray.run.config_file import load_config
 
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from selfmoe_ray.config import load_config
+from selfmoe_ray.run.config_file import load_config
 from selfmoe_ray.serving.config import parse_serve_args
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from selfmoe_ray.commands.main import COMMANDS
-from selfmoe_ray.config import load_config
+from selfmoe_ray.run.config_file import load_config
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "docs/example-study", "cluster", "examples")

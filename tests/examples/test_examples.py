@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from selfmoe_ray.config import load_config
 from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.generation.filters import check_response, check_task
 from selfmoe_ray.pipeline.run import describe
+from selfmoe_ray.run.config_file import load_config
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
