@@ -133,7 +133,8 @@ def test_a_stopped_job_says_so_before_ray_kills_it(kind: str) -> None:
 
 def test_help_and_config_load_no_heavy_library(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom selfmoe_ray.commands.run import main, parser\nfrom selfmoe_ray.run.config_file import load_config\n"
+        "import sys\nfrom selfmoe_ray.commands.run import main, parser\n"
+        "from selfmoe_ray.run.config_file import load_config\n"
         "parser().format_help()\n"
         f"load_config({str(ROOT / 'jobs/configs/demo.yaml')!r})\n"
         "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed') if name in sys.modules])"
