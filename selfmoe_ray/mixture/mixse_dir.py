@@ -153,7 +153,9 @@ def parse_section(section: Any, folder: Path) -> MixtureSpec:
     if not isinstance(section, dict):
         raise UserError(f"{where}: no valid `mixse` section; give the `mixse` directory of a finished run")
     found = section.get("format", FORMAT)
-    if not isinstance(found, int) or found > FORMAT:
+    if type(found) is not int or found < 1:
+        raise UserError(f"{where}: mixse.format is {found!r}; it is a whole number from 1 on")
+    if found > FORMAT:
         raise UserError(
             f"{where}: mixse.format is {found!r}, this version of selfmoe_ray reads up to {FORMAT}; "
             "install a newer selfmoe_ray"

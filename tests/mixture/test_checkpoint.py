@@ -186,6 +186,13 @@ def test_a_directory_says_its_format_and_one_that_does_not_is_of_the_first(
     assert MixseDir.open(tmp_path).spec == model.spec
 
 
+@pytest.mark.parametrize("found", [0, -1, True, 1.0, "1", None])
+def test_what_is_no_format_is_refused(found: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"mixse": {"format": found, "experts": ["math"]}}))
+    with pytest.raises(UserError, match=r"mixse\.format is .*; it is a whole number from 1 on"):
+        MixseDir.open(tmp_path)
+
+
 def test_merging_refuses_a_newer_format_too(model: MixtureModel, base: BaseModel, tmp_path: Path) -> None:
     save_mixse(model, tmp_path / "mixse", base)
     _make_newer(tmp_path / "mixse")
