@@ -45,10 +45,15 @@ def _section(section: type[Section], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         if name not in inner:
             cells = (f"`{prefix}{name}`", _default(field), _values(field), field.description or "")
-            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+            yield f"| {' | '.join(map(_escape, cells))} |"
     for name, kind in inner.items():
         yield from ("", f"### {prefix}{name}", "", (kind.__doc__ or "").strip())
         yield from _section(kind, f"{prefix}{name}.")
+
+
+def _escape(cell: str) -> str:
+    """What Markdown would take for a column or for HTML."""
+    return cell.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _section_of(field: FieldInfo) -> type[Section] | None:
@@ -77,6 +82,7 @@ def _values(field: FieldInfo) -> str:
         if isinstance(each, kind)
     ]
     bounds += [f"at least {each.min_length}" for each in field.metadata if isinstance(each, MinLen)]
+    bounds += [f"matching `{pattern}`" for each in field.metadata if (pattern := getattr(each, "pattern", None))]
     return ", ".join([_kind(field.annotation), *bounds])
 
 

@@ -28,8 +28,16 @@ def test_every_setting_has_a_sentence_and_stands_on_the_page(section: type[Secti
     text = PAGE.read_text()
     for name, sentence in fields(section):
         assert sentence.endswith("."), name
-        assert f"| `{name}` |" in text and sentence in text.replace("\\|", "|"), name
+        assert f"| `{name}` |" in text and sentence in text.replace("\\|", "|").replace("&lt;", "<"), name
 
 
 def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text() == page(), "make docs"
+
+
+def test_no_cell_is_taken_for_html() -> None:
+    assert "<" not in PAGE.read_text()
+
+
+def test_what_a_value_must_match_is_shown() -> None:
+    assert "| `run_name` | `run` | text, matching `^[A-Za-z0-9][A-Za-z0-9._-]*$` |" in PAGE.read_text()

@@ -17,7 +17,7 @@ from selfmoe_ray.run.config_file import load_config
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "docs/example-study", "cluster", "examples")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))])
-JOBS = {"pipeline": "run", "eval": "eval", "studies": "studies", "serve": "serve"}
+JOBS = {"pipeline": "run", "eval": "eval", "studies": "studies", "serve": "serve", "doctor": "doctor"}
 
 
 def name(page: Path) -> str:
