@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,3 +50,12 @@ def test_the_gates_of_a_mixture_answer_and_are_shown(mixse_dir: Callable[..., Pa
         assert any(line.startswith(f"{system}: ") for line in lines), done.stdout
     # Two layers of three experts.
     assert [len(line.split()) for line in lines[-2:]] == [4, 4]
+
+
+def test_the_readmes_python_runs(mixse_dir: Callable[..., Path]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert '"runs/demo/mixse"' in code
+    names: dict[str, Any] = {}
+    exec(code.replace("runs/demo/mixse", str(mixse_dir())).replace("max_new_tokens=40", "max_new_tokens=3"), names)
+    prompt = names["inputs"]["input_ids"]
+    assert names["output"].shape[1] > prompt.shape[1]
