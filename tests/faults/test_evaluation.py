@@ -15,7 +15,7 @@ from tests.evaluation.tiny_tasks import ROWS, write_tiny_tasks
 from tests.faults.conftest import ROOT, STEP_SECONDS, Run, engine_actors, engine_cores, wait_until
 from tests.measure.conftest import run_config, write_run
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 SYSTEMS, TASKS = ("base", "mixse"), ("tiny_generation", "tiny_choice")
 
 
@@ -147,6 +147,7 @@ def test_an_engine_that_hangs_is_ended_and_replaced(
 ) -> None:
     run = make_evaluated("hang")
     hung = tmp_path / "hung"
-    said = run.complete(stall_seconds=90, env_vars={"FAULT_HANG_ONCE": str(hung)})
-    assert hung.exists() and "no answer for 90 s" in said
+    job = run.start(stall_seconds=150, env_vars={"FAULT_HANG_ONCE": str(hung)})
+    said = run.finish(job, 700)
+    assert job.returncode == 0 and hung.exists() and said.count("no answer for 150 s") == 1, said[-6000:]
     assert_not_missed(run, undisturbed)
