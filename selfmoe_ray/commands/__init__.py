@@ -1,1 +1,1 @@
-"""What a user types: run, eval, studies, doctor; exit status and signals in one place."""
+"""What a user types: run, eval, studies, serve, doctor; exit status and signals in one place."""

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 # Items of a chunk, by how often the pool has died in a row over the same items; None: all there are.
 _CHUNKS = (None, 32, 1)
 # Items that may end a pool one after the other, each alone, before the pool itself is held to be broken.
-_MOST_IN_A_ROW = 3
+MOST_IN_A_ROW = 3
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -42,7 +42,7 @@ class Recovery(Generic[Key]):
     @property
     def is_hopeless(self) -> bool:
         """Whether the pool ends whatever it is given: several items in a row, each of them alone."""
-        return self._lost_in_a_row >= _MOST_IN_A_ROW
+        return self._lost_in_a_row >= MOST_IN_A_ROW
 
     def add(self, items: Iterable[Key]) -> None:
         """Owe more, after all that is owed."""

@@ -12,7 +12,7 @@ from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.engine.plan import EnginePlan, Pool, concurrent_requests, engine_kwargs, plan_engines
 from selfmoe_ray.engine.ray_pool import Death, Pools
-from selfmoe_ray.engine.recovery import Recovery
+from selfmoe_ray.engine.recovery import MOST_IN_A_ROW, Recovery
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.generation.domain_state import Part
 from selfmoe_ray.generation.parts import Key, PartAssembler, Progress, key_of
@@ -106,7 +106,7 @@ def _take_in(heard: list[Completion] | Death, recovery: Recovery[Key], assembler
     given_up = recovery.died()
     if recovery.is_hopeless:
         raise UserError(
-            "generation: the engines end whatever they are given, 3 prompts alone in a row; "
+            f"generation: the engines end whatever they are given, {MOST_IN_A_ROW} prompts alone in a row; "
             f"the last: {heard.reason}\n  what is finished is kept; see the engines' output with --verbose"
         )
     return [

@@ -71,8 +71,7 @@ def make_vllm_args(args: ServeArgs, folder: Path, names: ModelNames) -> Namespac
     vllm_args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     for option, value in args.engine.model_dump().items():
         setattr(vllm_args, option, value)
-    fast = fast_dtype()
-    if args.engine.dtype == "auto" and not fast.on_gpu:
+    if args.engine.dtype == "auto" and not (fast := fast_dtype()).on_gpu:
         # vLLM's own auto is the checkpoint's, which few CPUs are fast in.
         vllm_args.dtype = fast.dtype
     vllm_args.model = str(folder)
