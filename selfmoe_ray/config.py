@@ -240,7 +240,7 @@ class RunConfig(Section):
     root: str = "runs"
     """Where runs are: a path, s3:// or gs://; every node must see it."""
     base_model: str = "embedded"
-    """embedded, embedded:gemma3-270m, a hub id, a checkpoint's folder or a .gguf file."""
+    """embedded, embedded:gemma3-270m, a hub id (org/name or org/name@revision), a checkpoint's folder or a .gguf."""
     trust_remote_code: bool = False
     """Run Python files that come with a model."""
     domains: list[str] = Field(["knowledge", "reasoning", "math", "coding"], min_length=1)

@@ -13,7 +13,7 @@ from selfmoe_ray.errors import UserError
 def main(argv: list[str] | None = None) -> int:
     """Print the directory; everything else goes to stderr. 2 where the value stands for none."""
     parser = argparse.ArgumentParser(description="Print the local directory of a base model, which is made if needed.")
-    parser.add_argument("value", help="embedded | embedded:gemma3-270m | hub id | directory | file.gguf")
+    parser.add_argument("value", help="embedded | embedded:gemma3-270m | hub id[@revision] | directory | file.gguf")
     parser.add_argument("--trust-remote-code", action="store_true", help="also fetch a hub repository's Python files")
     arguments = parser.parse_args(argv)
     try:

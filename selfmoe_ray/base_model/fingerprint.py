@@ -14,6 +14,11 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # Written by whatever saved the config, without meaning for the model.
 VOLATILE_CONFIG = {"_name_or_path", "transformers_version"}
+# What a shell makes safetensors with of a checkpoint in pickled files.
+CONVERT = (
+    "python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; a, b = 'FROM', 'TO'; "
+    "M.from_pretrained(a, dtype='auto').save_pretrained(b); T.from_pretrained(a).save_pretrained(b)\""
+)
 # Tensors up to SAMPLE_CHUNKS * CHUNK bytes are hashed whole.
 CHUNK = 64 * 1024
 SAMPLE_CHUNKS = 16
@@ -57,7 +62,9 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     raise UserError(
         f"base_model: {folder} has neither {WEIGHTS} nor {WEIGHTS_INDEX}; "
-        "give a checkpoint in transformers' format with safetensors weights"
+        "give a checkpoint in transformers' format with safetensors weights.\n"
+        "  One with pytorch_model.bin alone becomes such a one by\n"
+        f"    {CONVERT}"
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfmoe_ray.base_model.fingerprint import read_json
 from selfmoe_ray.errors import UserError
@@ -25,25 +28,51 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     config = Path(path) / "config.json"
-    family = str(read_json(config).get("model_type", "")) if config.exists() else ""
+    settings = read_json(config) if config.exists() else {}
+    family = str(settings.get("model_type", ""))
     if family.startswith("gemma") and tokenizer("a")["input_ids"][0] != tokenizer.bos_token_id:
         tokenizer.add_bos_token = True
-    set_pad_token(tokenizer)
+    set_pad_token(tokenizer, settings.get("vocab_size"))
     return tokenizer
 
 
-def set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+def set_pad_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None) -> None:
     """Give the tokenizer a pad token that is not its EOS, where the vocabulary has one.
 
     Collators that mask padding by id would otherwise also mask the EOS that ends a response, and the
     model would never learn to stop. In order: the tokenizer's own, a token of `PAD_TOKENS`, the
-    unknown token (byte-level and byte-fallback vocabularies never emit it), and EOS at last.
+    unknown token (byte-level and byte-fallback vocabularies never emit it), and EOS at last. vocab_size: ids from
+    there on have no embedding, as those of tokens that were added to the tokenizer alone; no such one is taken.
     """
-    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
-        return
     vocabulary, end = tokenizer.get_vocab(), tokenizer.eos_token
+    if vocab_size is not None:
+        vocabulary = {token: index for token, index in vocabulary.items() if index < vocab_size}
+    if tokenizer.pad_token in vocabulary and tokenizer.pad_token != end:
+        return
     choices = [token for token in [*PAD_TOKENS, tokenizer.unk_token] if token in vocabulary and token != end]
     tokenizer.pad_token = choices[0] if choices else end
+
+
+@contextmanager
+def _without_adapter(path: str) -> Iterator[str]:
+    """The directory, or a view of it without the adapter that lies beside full weights.
+
+    transformers would put it onto them unasked, but it is no part of the base: engines and the content hash leave it
+    out too.
+    """
+    if not (Path(path) / "adapter_config.json").exists():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as view:
+        for file in Path(path).iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(view) / file.name).symlink_to(file.absolute())
+        yield view
+
+
+def attention_of(config: Any) -> str:
+    """transformers' attention for a model: its SDPA path leaves Gemma 2's logit soft-capping out, its eager has it."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None else "sdpa"
 
 
 def load_model(path: str, dtype: str, device: str = "cpu", trust_remote_code: bool = False) -> PreTrainedModel:
@@ -57,15 +86,14 @@ def load_model(path: str, dtype: str, device: str = "cpu", trust_remote_code: bo
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        # transformers' SDPA path leaves Gemma 2's logit soft-capping out; only its eager path has it.
-        soft_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation="eager" if soft_capped else "sdpa",
-            trust_remote_code=trust_remote_code,
-        )
+        with _without_adapter(path) as folder:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention_of(config),
+                trust_remote_code=trust_remote_code,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"base_model: transformers cannot load {path}: {error}\n"

@@ -26,34 +26,60 @@ HUB_IGNORED = ["*/*", "consolidated*"]
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model: the value that names it, its directory on this machine, its content's hash."""
+    """A base model: the value that names it, its directory on this machine, its content's hash.
+
+    trust_remote_code: whether its own Python files may run. revision: the commit of a hub's repository, "" for others.
+    """
 
     value: str
     path: str
     content_hash: str
+    trust_remote_code: bool = False
+    revision: str = ""
 
 
 def resolve(value: str, trust_remote_code: bool = False) -> BaseModel:
     """Find or make the local checkpoint directory that a `base_model` value stands for.
 
-    value: `embedded`, `embedded:gemma3-270m`, a Hugging Face id, a directory or a `.gguf` file.
+    value: `embedded`, `embedded:gemma3-270m`, a Hugging Face id, with `@` and a branch, tag or commit if it is not to
+    be the newest, a directory or a `.gguf` file.
     trust_remote_code: also fetch Python files of a hub repository (see `load.load_model`).
     Raises UserError that says what was looked for and where.
     """
     path = _locate(value, trust_remote_code)
-    return BaseModel(value, str(path), content_hash(path))
+    is_of_hub = path.parent.name == "snapshots" and not Path(value).expanduser().is_dir()
+    revision = path.name if is_of_hub else ""
+    return BaseModel(value, str(path), content_hash(path), trust_remote_code, revision)
 
 
-def check_hash(recorded_value: str, recorded_hash: str, base: BaseModel) -> None:
+def split_revision(value: str) -> tuple[str, str]:
+    """("org/name", "main") of "org/name@main"; "" for the revision of an id without one."""
+    repository, _, revision = value.partition("@")
+    return repository, revision
+
+
+def check_hash(recorded_value: str, recorded_hash: str, base: BaseModel, recorded_revision: str = "") -> None:
     """Refuse a base other than the one that an adapter or mixture was made for.
 
-    recorded_hash: "" where the maker did not know it; nothing is checked then.
+    recorded_hash: "" where the maker did not know it; nothing is checked then. recorded_revision: the commit that it
+    was made for, "" where that is not known.
     """
     if recorded_hash and recorded_hash != base.content_hash:
+        remedy = "give that base model"
+        repository = split_revision(base.value)[0]
+        if base.revision and recorded_revision not in ("", base.revision):
+            remedy = (
+                f"its repository has moved from commit {recorded_revision} to {base.revision}: "
+                f"give {repository}@{recorded_revision} as the base model"
+            )
+        elif base.revision:
+            remedy = (
+                f"its repository may have moved, to commit {base.revision}: give {repository}@COMMIT as the base "
+                "model, with the commit that it was made for from the repository's history"
+            )
         raise UserError(
             f"base_model: {base.value!r} ({base.path}) has content hash {base.content_hash}, but this "
-            f"adapter or mixture was made for {recorded_value!r} with hash {recorded_hash}; "
-            "give that base model"
+            f"adapter or mixture was made for {recorded_value!r} with hash {recorded_hash}; {remedy}"
         )
 
 
@@ -90,13 +116,30 @@ def _embedded(value: str) -> Path:
 
 
 def _from_hub(value: str, path: Path, trust_remote_code: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
 
+    repository, revision = split_revision(value)
+    patterns = [*HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     try:
-        patterns = [*HUB_FILES, *(["*.py"] if trust_remote_code else [])]
-        return Path(snapshot_download(value, allow_patterns=patterns, ignore_patterns=HUB_IGNORED))
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=patterns, ignore_patterns=HUB_IGNORED
+            )
+        )
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"base_model: the repository {repository!r} gives its files to those only who accepted its terms: accept "
+            f"them at {constants.ENDPOINT}/{repository}, then set HF_TOKEN to a token of that account, on every node"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"base_model: the repository {repository!r} has no branch, tag or commit {revision!r}; its history at "
+            f"{constants.ENDPOINT}/{repository}/commits has them (a commit is given in full)"
+        ) from error
     except (OSError, ValueError) as error:
         offline = " (offline: HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+        if isinstance(error, errors.RepositoryNotFoundError):
+            offline = ", and on the hub (one that is private shows itself to HF_TOKEN alone)"
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"base_model: {value!r} was not found. Looked for\n"

@@ -109,7 +109,9 @@ def _plan_pools(resources: GenerationResources, domains: Sequence[str], engines:
     return pools, f"a pool of its own for each domain{asked}"
 
 
-def engine_kwargs(plan: EnginePlan, config: GenerationConfig, resources: GenerationResources) -> dict[str, Any]:
+def engine_kwargs(
+    plan: EnginePlan, config: GenerationConfig, resources: GenerationResources, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """vLLM's engine arguments; `resources.engine_kwargs` has the last word."""
     settings: dict[str, Any] = {
         "dtype": config.dtype,
@@ -120,6 +122,7 @@ def engine_kwargs(plan: EnginePlan, config: GenerationConfig, resources: Generat
             config.max_model_len, _MAX_NUM_BATCHED_TOKENS_GPU if plan.gpus else _MAX_NUM_BATCHED_TOKENS_CPU
         ),
         "disable_log_stats": True,
+        **({"trust_remote_code": True} if trust_remote_code else {}),
     }
     if not plan.gpus:
         settings |= {

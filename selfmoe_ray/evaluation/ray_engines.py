@@ -240,5 +240,5 @@ def start_engines(
     resources = config.resources.generation
     plan = plan_engines(resources, [mixture], ray.cluster_resources())
     shape = GenerationConfig.model_validate({"dtype": dtype, "max_model_len": max_model_len})
-    job = EngineJob(run, mixture, config.base_model, engine_kwargs(plan, shape, resources))
+    job = EngineJob(run, mixture, config.base_model, engine_kwargs(plan, shape, resources, config.trust_remote_code))
     return Engines(job, plan, config, emit)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from selfmoe_ray.base_model import resolve
+from selfmoe_ray.base_model import BaseModel
+from selfmoe_ray.base_model.outline import Outline
 from selfmoe_ray.config import RunConfig, parse_config
+from selfmoe_ray.engine.preflight import check_base
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.benchmark_routing import benchmarks_to_trace, keep_routing, spread
 from selfmoe_ray.evaluation.benchmarks import select_benchmarks
@@ -17,7 +18,8 @@ from selfmoe_ray.evaluation.preparation import find_leaked, load_benchmarks
 from selfmoe_ray.evaluation.systems import System, select_systems
 from selfmoe_ray.evaluation.tasks import TaskSource
 from selfmoe_ray.machines.ray_session import check_root, ray_session
-from selfmoe_ray.mixture.checkpoint import read_spec
+from selfmoe_ray.mixture.checkpoint import read_spec, resolve_base
+from selfmoe_ray.mixture.gate import check_names
 from selfmoe_ray.mixture.merging import MergeConfig, merge_mixture
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.mixture.systems import MERGES, MIXSE
@@ -70,14 +72,15 @@ def evaluate_run(options: Options) -> str:
     run_dir, config = open_run(options.run)
     spec = read_mixture(run_dir)
     systems = select_systems(options.systems, spec, config)
+    outline = preflight(spec, config)
     with held(run_dir.storage), run_dir.storage.open_append(run_dir.EVENTS) as append:
         emit = EventLog(append)
         chosen = select_benchmarks(options.tasks, options.limit, options.num_fewshot)
         benchmarks = load_benchmarks(chosen, options.source, options.draws, emit)
         find_leaked(benchmarks, run_dir, emit)
         _delete(options.redo, systems, benchmarks, run_dir)
-        _train(systems, spec.experts, config, run_dir, options.verbose, emit)
-        works = _plan(options, config, run_dir, systems, benchmarks, emit)
+        _train(systems, spec.experts, config, outline.base, run_dir, options.verbose, emit)
+        works = _plan(options, config, outline, run_dir, systems, benchmarks, emit)
         if any(works.values()):
             with ray_session(options.verbose):
                 for mixture, work in works.items():
@@ -91,6 +94,12 @@ def read_mixture(run_dir: RunDir) -> MixtureSpec:
     run_dir.manifest_hash(run_dir.MIXSE)
     with run_dir.storage.local_folder_to_read(run_dir.MIXSE) as folder:
         return read_spec(folder)
+
+
+def preflight(spec: MixtureSpec, config: RunConfig) -> Outline:
+    """The base of a run's mixture without its weights. Raises UserError where the mixture cannot be run on it."""
+    check_names(spec.experts)
+    return check_base(resolve_base(spec, config.base_model, config.trust_remote_code))
 
 
 def open_run(run: str) -> tuple[RunDir, RunConfig]:
@@ -123,6 +132,7 @@ def _train(
     systems: Mapping[str, System],
     domains: Sequence[str],
     config: RunConfig,
+    base: BaseModel,
     run_dir: RunDir,
     verbose: bool,
     emit: Emit,
@@ -133,7 +143,6 @@ def _train(
         return
     from selfmoe_ray.evaluation.ray_variants import variant_stages
 
-    base = resolve(config.base_model, config.trust_remote_code)
     folders = [variant.folder(run_dir) for variant in variants]
     todo = [
         (stage, folder)
@@ -149,6 +158,7 @@ def _train(
 def _plan(
     options: Options,
     config: RunConfig,
+    outline: Outline,
     run_dir: RunDir,
     systems: Mapping[str, System],
     benchmarks: Sequence[LoadedBenchmark],
@@ -158,11 +168,11 @@ def _plan(
     works = {}
     for mixture in dict.fromkeys(system.mixture for system in systems.values()):
         if mixture == run_dir.MERGED:
-            _merge(options.merge, config, run_dir, emit)
+            _merge(options.merge, outline.base, run_dir, emit)
         settings = EvaluationSettings(
             mixture=run_dir.manifest_hash(mixture),
             dtype=options.dtype or config.generation.dtype,
-            max_model_len=_max_model_len(options, run_dir),
+            max_model_len=min(options.max_model_len, outline.context_length or options.max_model_len),
         )
         gates = {name: system.gate for name, system in systems.items() if system.mixture == mixture}
         cells = [Cell(system, gate, benchmark) for benchmark in benchmarks for system, gate in gates.items()]
@@ -174,13 +184,12 @@ def _plan(
     return works
 
 
-def _merge(merge: MergeConfig, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:
+def _merge(merge: MergeConfig, base: BaseModel, run_dir: RunDir, emit: Emit) -> None:
     """Make the mixture of merges where it is not made yet."""
     merged = Product(run_dir.MERGED, {"merge": merge.model_dump(mode="json")}, (run_dir.MIXSE,), run_dir.MERGED)
 
     def make(_: object) -> Making:
         emit("eval", message="merging the experts", density=merge.density)
-        base = resolve(config.base_model, config.trust_remote_code)
         storage = run_dir.storage
         with (
             storage.local_folder_to_read(run_dir.MIXSE) as mixse,
@@ -190,11 +199,6 @@ def _merge(merge: MergeConfig, config: RunConfig, run_dir: RunDir, emit: Emit) -
         yield Made(run_dir.MERGED, {"adapters": len(MERGES)})
 
     run_stage(Stage(run_dir.MERGED, [merged], make), run_dir)
-
-
-def _max_model_len(options: Options, run_dir: RunDir) -> int:
-    longest: Any = run_dir.storage.read_json(f"{run_dir.MIXSE}/config.json").get("max_position_embeddings")
-    return min(options.max_model_len, longest or options.max_model_len)
 
 
 def _evaluate(mixture: str, work: Work, options: Options, config: RunConfig, run_dir: RunDir, emit: Emit) -> None:

@@ -55,7 +55,7 @@ class EnginePools:
         self._plan = plan
         self._emit = emit
         resources = config.resources.generation
-        self._engine_kwargs = engine_kwargs(plan, config.generation, resources)
+        self._engine_kwargs = engine_kwargs(plan, config.generation, resources, config.trust_remote_code)
         self._pools = Pools("generate", self._start, plan, resources, emit)
 
     def __enter__(self) -> Self:

@@ -53,8 +53,8 @@ def measure_run(
 
     emit("measure", message="loading the mixture", device=device)
     with run_dir.storage.local_folder_to_read(run_dir.MIXSE) as folder:
-        model = load_mixse(folder, config.training.dtype, device, base_model)
-        tokenizer = load_tokenizer(str(folder))
+        model = load_mixse(folder, config.training.dtype, device, base_model, config.trust_remote_code)
+        tokenizer = load_tokenizer(str(folder), config.trust_remote_code)
     examples = unseen_examples(config, domains, run_dir)
     rows = {name: _tokenize(config, domains, of_set, tokenizer) for name, of_set in examples.items()}
     batches = _batches(rows, tokenizer, device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from selfmoe_ray.base_model import BaseModel, check_hash, load_model, load_tokenizer, resolve
+from selfmoe_ray.base_model.outline import Outline, architectures, read_config
+from selfmoe_ray.base_model.resolve import split_revision
 from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.decoder import decoder_linears
 from selfmoe_ray.mixture.mixse_dir import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -31,6 +36,8 @@ from selfmoe_ray.mixture.mixse_dir import (
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
 
+GENERATION_CONFIG = "generation_config.json"
+
 
 def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     """Write one expert as a stock PEFT adapter that `PeftModel.from_pretrained` loads."""
@@ -46,12 +53,14 @@ def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "base_model": spec.base_model, "base_hash": spec.base_hash}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
+    where = split_revision(spec.base_model)[0] if spec.base_revision else spec.base_model
     LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
         lora_alpha=spec.alphas[expert],
         target_modules=sorted({name.rsplit(".", 1)[1] for name in model.linears}),
-        base_model_name_or_path=spec.base_model,
+        base_model_name_or_path=where,
+        revision=spec.base_revision or None,
         inference_mode=True,
     ).save_pretrained(str(folder))
 
@@ -110,16 +119,73 @@ def assemble_mixse(spec: MixtureSpec, experts: dict[str, Path], router: Path, fo
 
 def _write_base_files(spec: MixtureSpec, folder: Path, base: BaseModel) -> None:
     """The base's tokenizer and config; AutoConfig still reads it, what is ours is in the `mixse` key."""
-    from transformers import AutoConfig, GenerationConfig
-
-    load_tokenizer(base.path).save_pretrained(str(folder))
-    if (Path(base.path) / "generation_config.json").exists():
-        GenerationConfig.from_pretrained(base.path).save_pretrained(str(folder))
-    config = AutoConfig.from_pretrained(base.path).to_dict()
-    config["architectures"] = [f"{ARCHITECTURE_PREFIX}{name}" for name in config["architectures"]]
+    load_tokenizer(base.path, base.trust_remote_code).save_pretrained(str(folder))
+    _write_generation_config(Path(base.path), folder)
+    of_base = read_config(base.path, base.trust_remote_code)
+    config = of_base.to_dict()
+    config["architectures"] = [f"{ARCHITECTURE_PREFIX}{name}" for name in architectures(of_base)]
     config[SECTION] = section_of(spec)
     config.pop("_name_or_path", None)
+    if base.trust_remote_code:
+        for file in Path(base.path).glob("*.py"):
+            shutil.copyfile(file, folder / file.name)
+    else:
+        # It names files that are not here, and that the base was loaded without.
+        config.pop("auto_map", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_generation_config(base: Path, folder: Path) -> None:
+    """The base's generation_config.json, with its values in effect; where transformers can, in a form that it saves.
+
+    Raises UserError where the file cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    source = base / GENERATION_CONFIG
+    if not source.exists():
+        return
+    try:
+        config = GenerationConfig.from_pretrained(base)
+    except Exception as error:
+        raise UserError(f"base_model: transformers cannot read {source}: {error}; mend or remove it") from error
+    for is_sampled in (config.do_sample, True):
+        # Engines sample by a temperature or top_p whatever do_sample says; transformers saves them with it alone.
+        config.do_sample = is_sampled
+        with contextlib.suppress(ValueError):
+            config.save_pretrained(str(folder))
+            return
+    shutil.copyfile(source, folder / GENERATION_CONFIG)
+
+
+def resolve_base(spec: MixtureSpec, value: str | None = None, trust_remote_code: bool = False) -> BaseModel:
+    """The base of a mixture; value: where it is now, if not at the recorded value.
+
+    Raises UserError where it is not there, or is another one than the mixture was made for.
+    """
+    base = resolve(value or spec.base_model, trust_remote_code)
+    check_hash(spec.base_model, spec.base_hash, base, spec.base_revision)
+    return base
+
+
+def check_attachable(outline: Outline) -> None:
+    """Raises UserError where experts cannot be attached to a base, or a mixture's files not be made of its own.
+
+    Both are done: on the model without values, and in a folder that is removed again.
+    """
+    decoder_linears(outline.model)
+    spec = MixtureSpec(experts=("expert",), ranks=(1,), alphas=(1.0,))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _write_base_files(spec, Path(folder), outline.base)
+        except UserError:
+            raise
+        except Exception as error:
+            # transformers raises whatever a file happens to trip when it is written again.
+            raise UserError(
+                f"base_model: the tokenizer and config files of {outline.base.path} cannot be written again, as a "
+                f"mixture's must be: {type(error).__name__}: {error}"
+            ) from error
 
 
 def read_spec(folder: Path) -> MixtureSpec:
@@ -128,16 +194,20 @@ def read_spec(folder: Path) -> MixtureSpec:
 
 
 def load_mixse(
-    folder: Path, dtype: str = "float32", device: str = "cpu", base_model: str | None = None
+    folder: Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    base_model: str | None = None,
+    trust_remote_code: bool = False,
 ) -> MixtureModel:
     """Load a mixture with its base for scoring and generation.
 
     base_model: where the base is now, if not at the recorded value; its content hash must agree.
+    trust_remote_code: whether Python files that come with the base may run.
     """
     spec = read_spec(folder)
-    base = resolve(base_model or spec.base_model)
-    check_hash(spec.base_model, spec.base_hash, base)
-    model = attach(load_model(base.path, dtype, device), spec)
+    base = resolve_base(spec, base_model, trust_remote_code)
+    model = attach(load_model(base.path, dtype, device, trust_remote_code), spec)
     for index, name in enumerate(spec.experts):
         load_expert(model, index, folder / EXPERTS / name)
     load_router(model, folder)

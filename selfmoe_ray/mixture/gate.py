@@ -17,6 +17,8 @@ from selfmoe_ray.errors import UserError
 
 # Of a request: the key of its gate, in vLLM's `extra_args` and over HTTP in `vllm_xargs`.
 GATE_KEY = "mixse_gate"
+# Letters of an expert's name, which is a folder's and part of Ray's and vLLM's names.
+MAX_NAME = 100
 ROUTER, BASE, UNIFORM, RANDOM = "router", "base", "uniform", "random"
 _TOP = re.compile(r"top(\d+)")
 
@@ -97,6 +99,21 @@ def top_gate(k: int) -> str:
 def is_reserved(name: str) -> bool:
     """Whether requests mean something else by a name, so that no expert can have it."""
     return name in (ROUTER, BASE, UNIFORM, RANDOM) or _TOP.fullmatch(name) is not None
+
+
+def check_names(experts: Sequence[str]) -> None:
+    """Raises UserError where a domain cannot give its expert its name."""
+    for name in experts:
+        if is_reserved(name):
+            raise UserError(
+                f"domains: {name!r} cannot be a domain's name, as requests mean a gate by it ({ROUTER}, {BASE}, "
+                f"{UNIFORM}, {RANDOM}, {top_gate(1)}, {top_gate(2)} and so on); change `name` in its domain.yaml"
+            )
+        if len(name) > MAX_NAME:
+            raise UserError(
+                f"domains: the name {name[:MAX_NAME]!r}... has {len(name)} characters, but names files and folders; "
+                f"give one of {MAX_NAME} at most in its domain.yaml"
+            )
 
 
 def named_gate(name: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:

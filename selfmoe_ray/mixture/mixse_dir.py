@@ -46,8 +46,11 @@ def theta_key(index: int) -> str:
 
 
 def section_of(spec: MixtureSpec) -> dict[str, Any]:
-    """The `mixse` section that says so."""
-    return {"format": FORMAT, **spec.model_dump(mode="json")}
+    """The `mixse` section that says so; a field that older versions do not know is left out where it says nothing."""
+    section = {"format": FORMAT, **spec.model_dump(mode="json")}
+    if not spec.base_revision:
+        del section["base_revision"]
+    return section
 
 
 @dataclass(frozen=True)

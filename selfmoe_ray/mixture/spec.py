@@ -16,7 +16,8 @@ class MixtureSpec(Section):
     """Experts in order, their LoRA shapes, the router's shape, and the base they belong to.
 
     `ranks` and `alphas` have one value an expert: a mixture of existing adapters may mix them.
-    `base_model` is the value the user gave, `base_hash` its content hash ("" for unknown).
+    `base_model` is the value the user gave, `base_hash` its content hash ("" for unknown), `base_revision` the commit
+    of the hub's repository that it was then ("" for another kind of base).
     """
 
     experts: tuple[str, ...] = Field(min_length=1)
@@ -26,6 +27,7 @@ class MixtureSpec(Section):
     router: RouterConfig = RouterConfig()
     base_model: str = ""
     base_hash: str = ""
+    base_revision: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> MixtureSpec:
@@ -53,7 +55,12 @@ class MixtureSpec(Section):
 
     @classmethod
     def uniform(
-        cls, experts: list[str], config: MixtureConfig, base_model: str = "", base_hash: str = ""
+        cls,
+        experts: list[str],
+        config: MixtureConfig,
+        base_model: str = "",
+        base_hash: str = "",
+        base_revision: str = "",
     ) -> MixtureSpec:
         """A mixture whose experts all have the config's rank and alpha."""
         return cls(
@@ -64,4 +71,5 @@ class MixtureSpec(Section):
             router=config.router,
             base_model=base_model,
             base_hash=base_hash,
+            base_revision=base_revision,
         )

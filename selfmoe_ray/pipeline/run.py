@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from selfmoe_ray.base_model import BaseModel, resolve
+from selfmoe_ray.base_model.outline import Outline
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain, load_domains
 from selfmoe_ray.errors import UserError
@@ -15,7 +16,9 @@ from selfmoe_ray.generation.stage import domain_product
 from selfmoe_ray.machines.packages import provenance
 from selfmoe_ray.machines.ray_session import check_root, ray_session
 from selfmoe_ray.measure.stage import measure_product
+from selfmoe_ray.mixture.gate import check_names
 from selfmoe_ray.pipeline.dtypes import settle_dtypes
+from selfmoe_ray.pipeline.preflight import preflight, read_base
 from selfmoe_ray.pipeline.ray_prepare import plan_on_paper, prepare_cluster
 from selfmoe_ray.reporting.closing import closing
 from selfmoe_ray.run.events import Emit, EventLog, to_all
@@ -34,6 +37,7 @@ class Context:
     config: RunConfig
     domains: list[Domain]
     base: BaseModel
+    outline: Outline
     run_dir: RunDir
     emit: Emit
 
@@ -46,6 +50,7 @@ class Context:
 def prepare(config: RunConfig, run_dir: RunDir, emit: Emit) -> Context:
     """Check all that the user gave, before any work. Raises UserError for the first that is wrong."""
     domains = load_domains(config.domains)
+    check_names([domain.name for domain in domains])
     for domain in domains:
         _check_seeds(domain, config, emit)
     if config.mixture.num_experts_per_tok > len(domains):
@@ -54,7 +59,8 @@ def prepare(config: RunConfig, run_dir: RunDir, emit: Emit) -> Context:
             f"{len(domains)} domain(s) make {len(domains)} expert(s)"
         )
     base = resolve(config.base_model, config.trust_remote_code)
-    return Context(config, domains, base, run_dir, emit)
+    config, outline = read_base(config, base, emit)
+    return Context(config, domains, base, outline, run_dir, emit)
 
 
 def _check_seeds(domain: Domain, config: RunConfig, emit: Emit) -> None:
@@ -148,11 +154,13 @@ def run(config: RunConfig, redo: str | None = None, until: str | None = None, ve
         log = EventLog(append)
         config = settle_dtypes(config, run_dir, log)
         context = prepare(config, run_dir, log)
+        config = context.config
         if redo:
             delete_from(stages_of(context), run_dir, redo)
         todo = [stage.name for stage in missing(stages_of(context), run_dir, until)]
         log("run", message=f"to do: {', '.join(todo) or 'nothing, all is done'}")
         if todo:
+            preflight(config, context.domains, context.outline, log)
             settings = config.model_dump(mode="json")
             run_dir.write_start(settings, provenance())
             with tracked(config.trackers, settings, run_dir) as trackers, ray_session(verbose):
@@ -173,6 +181,8 @@ def describe(config: RunConfig, redo: str | None = None, until: str | None = Non
     log = EventLog(lambda _: None)
     config = settle_dtypes(config, run_dir, log)
     context = prepare(config, run_dir, log)
+    config = context.config
+    preflight(config, context.domains, context.outline, log)
     redone = STAGES.index(redo) if redo else len(STAGES)
     kept = stages_of(context)[:redone]
     first = redone - len(missing(kept, run_dir))

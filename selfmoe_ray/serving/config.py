@@ -29,6 +29,8 @@ class EngineOptions(Section):
     """GPUs, or on a CPU processes, that share the weights."""
     enforce_eager: bool = False
     """Compile and capture nothing: a faster start, slower steps on a GPU."""
+    trust_remote_code: bool = False
+    """Run Python files that come with the base model."""
     load_format: str = "auto"
     """How weights are read; mixse_shared maps one copy of the base for all engines of a node."""
     model_loader_extra_config: dict[str, Any] = Field(default_factory=dict)

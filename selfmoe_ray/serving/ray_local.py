@@ -10,6 +10,7 @@ from typing import Any
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.ray_session import ray_session
+from selfmoe_ray.run.run_dir import RunDir
 from selfmoe_ray.serving.config import ServeArgs, parse_serve_args
 
 REASON_LINES = 12
@@ -21,13 +22,14 @@ def serve_run(run: str | None, root: str, config: str, port: int | None, verbose
     run: its folder, the newest finished one below `root` if None. config: a Serve config file, whose port `port`
     takes the place of.
     """
-    from selfmoe_ray.mixture.checkpoint import read_spec
+    from selfmoe_ray.serving.server import preflight
 
     settings = read_config(config)
     folder = Path(run) if run else newest_run(Path(root))
     values = {**settings["applications"][0]["args"], "mixse_dir": str((folder / "mixse").absolute())}
+    values["engine"] = {"trust_remote_code": trusts_code(folder), **values.get("engine", {})}
     args = parse_serve_args({**values, "name": folder.absolute().name}, config)
-    read_spec(Path(args.mixse_dir))
+    preflight(args, Path(args.mixse_dir))
     http = settings["http_options"] | ({"port": port} if port else {})
     check_port(http["host"], http["port"])
     print(f"Serving {args.mixse_dir}; the engine takes about a minute to start ...", flush=True)
@@ -46,6 +48,12 @@ def serve_run(run: str | None, root: str, config: str, port: int | None, verbose
             print("\nStopping ...", flush=True)
         finally:
             serve.delete(settings["applications"][0]["name"])
+
+
+def trusts_code(run: Path) -> bool:
+    """Whether a run was made with `trust_remote_code`."""
+    found = RunDir(str(run.absolute().parent), run.absolute().name).read_config() or {}
+    return bool(found.get("trust_remote_code"))
 
 
 def read_config(path: str) -> dict[str, Any]:

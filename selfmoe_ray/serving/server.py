@@ -10,15 +10,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfmoe_ray.domains.prompt import alpaca_template
 from selfmoe_ray.engine import orphans
+from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.hardware import fast_dtype
+from selfmoe_ray.mixture.gate import check_names
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.run.storage import Storage
 from selfmoe_ray.serving.config import ServeArgs
 from selfmoe_ray.serving.http.names import ModelNames
+
+if TYPE_CHECKING:
+    from selfmoe_ray.base_model.outline import Outline
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +50,43 @@ async def running_engine(args: ServeArgs) -> AsyncIterator[RunningEngine]:
     orphans.claim()
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
-    from selfmoe_ray.mixture.checkpoint import read_spec
-
     with local_checkpoint(args.mixse_dir) as folder:
-        spec = read_spec(folder)
+        spec = preflight(args, folder)
         names = ModelNames(args.name, spec.experts)
         vllm_args = make_vllm_args(args, folder, names)
         async with build_async_engine_client(vllm_args) as client:
             yield RunningEngine(client, vllm_args, names, spec)
+
+
+def preflight(args: ServeArgs, folder: Path) -> MixtureSpec:
+    """The spec of the mixture in a local folder. Raises UserError where it, its base or `args` keep it from being
+    served; no weight is read for it."""
+    from selfmoe_ray.engine.preflight import check_base
+    from selfmoe_ray.mixture.checkpoint import read_spec, resolve_base
+
+    spec = read_spec(folder)
+    check_names(spec.experts)
+    outline = check_base(resolve_base(spec, args.base, args.engine.trust_remote_code))
+    asked, context = args.engine.max_model_len, outline.context_length
+    if asked and context and asked > context and "VLLM_ALLOW_LONG_MAX_MODEL_LEN" not in os.environ:
+        raise UserError(f"engine.max_model_len: {asked} tokens, but the base's context has {context}; give no more")
+    if args.chat_template == "base":
+        check_chat_template(outline)
+    return spec
+
+
+def check_chat_template(outline: Outline) -> None:
+    """Raises UserError where the base's tokenizer has no chat template, or one that renders no turn of a user."""
+    remedy = "set chat_template: alpaca, the layout that the experts were trained on"
+    if not outline.tokenizer.chat_template:
+        raise UserError(f"chat_template: base, but the tokenizer of {outline.base.path} has none; {remedy}")
+    try:
+        outline.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    except Exception as error:
+        # A template is a program of its own, and may raise anything.
+        raise UserError(
+            f"chat_template: base, but that of {outline.base.path} cannot be rendered: {error}; {remedy}"
+        ) from error
 
 
 @contextmanager
@@ -80,16 +114,16 @@ def make_vllm_args(args: ServeArgs, folder: Path, names: ModelNames) -> Namespac
     # Caps answers whose request gives no max_tokens.
     vllm_args.override_generation_config = {"max_new_tokens": args.limits.max_tokens}
     if args.chat_template == "alpaca":
-        vllm_args.chat_template = alpaca_template(_automatic_bos(folder))
+        vllm_args.chat_template = alpaca_template(_automatic_bos(folder, args.engine.trust_remote_code))
         vllm_args.chat_template_content_format = "string"
     validate_parsed_serve_args(vllm_args)
     return vllm_args
 
 
-def _automatic_bos(folder: Path) -> str:
+def _automatic_bos(folder: Path, trust_remote_code: bool) -> str:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     first = tokenizer("a").input_ids[0]
     return str(tokenizer.bos_token) if first == tokenizer.bos_token_id else ""
 

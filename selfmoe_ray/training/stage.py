@@ -65,7 +65,7 @@ def assemble(config: RunConfig, experts: Sequence[str], base: BaseModel, run_dir
     from selfmoe_ray.mixture.checkpoint import assemble_mixse
     from selfmoe_ray.mixture.spec import MixtureSpec
 
-    spec = MixtureSpec.uniform(list(experts), config.mixture, base.value, base.content_hash)
+    spec = MixtureSpec.uniform(list(experts), config.mixture, base.value, base.content_hash, base.revision)
     with contextlib.ExitStack() as stack:
         read = run_dir.storage.local_folder_to_read
         adapters = {name: stack.enter_context(read(run_dir.expert(name))) for name in experts}

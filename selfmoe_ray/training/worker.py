@@ -113,12 +113,14 @@ def _load_mixture(job: TrainerJob, device: str) -> MixtureModel:
     if not Path(found.path).is_dir():
         # Another node than the driver's, with a cache of its own.
         found = resolve(job.base.value, config.trust_remote_code)
-        check_hash(job.base.value, job.base.content_hash, found)
+        check_hash(job.base.value, job.base.content_hash, found, job.base.revision)
     fits_first = job.kind == "router" and config.training.router.init == "labels"
     # ZeRO-3 takes the base to the device in shares, as a device may not hold the whole.
     place = "cpu" if config.resources.training.zero_stage == 3 and not fits_first else device
     base = load_model(found.path, config.training.dtype, place, config.trust_remote_code)
-    spec = MixtureSpec.uniform(list(job.experts), config.mixture, job.base.value, job.base.content_hash)
+    spec = MixtureSpec.uniform(
+        list(job.experts), config.mixture, job.base.value, job.base.content_hash, job.base.revision
+    )
     return attach(base, spec, config.seed)
 
 

@@ -39,16 +39,14 @@ def verify(vllm_config: Any) -> None:
     Leaves the base's directory in `hf_config.mixse_base`; a value given there before (by vLLM's
     --hf-overrides) says where the base is now. Raises UserError.
     """
-    from selfmoe_ray.base_model import check_hash, resolve
     from selfmoe_ray.engine.vllm_plugin.checkpoint import MixseCheckpoint, read_mixse
+    from selfmoe_ray.mixture.checkpoint import resolve_base
 
     model = vllm_config.model_config
     if reason := compatibility.problem() or _unsupported(vllm_config):
         raise UserError(reason)
     mixse = read_mixse(model.hf_config, model.model)
-    spec = mixse.spec
-    base = resolve(getattr(model.hf_config, "mixse_base", None) or spec.base_model)
-    check_hash(spec.base_model, spec.base_hash, base)
+    base = resolve_base(mixse.spec, getattr(model.hf_config, "mixse_base", None), model.trust_remote_code)
     model.hf_config.mixse_base = str(base.path)
     text = model.hf_text_config
     MixseCheckpoint(mixse, Path(base.path)).check(text.num_hidden_layers, text.hidden_size)
