@@ -7,13 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfmoe_ray.base_model import check_hash, load_model, load_tokenizer, resolve
 from selfmoe_ray.errors import UserError
+from tests.faulty_bases import in_hub_cache
 from tests.tiny_gguf import write_tiny_gguf
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
@@ -241,3 +245,105 @@ def test_light_modules_load_without_the_heavy_stack() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+def _save(origin: Path) -> Callable[[Path], object]:
+    return lambda folder: shutil.copytree(origin, folder, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def moved(tmp_path: Path, tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Two commits of some-org/some-model in the hub's cache, of which the second is the newest."""
+    old, new = "a" * 40, "b" * 40
+    writers = {old: _save(tiny_model_dir("llama")), new: _save(tiny_model_dir("llama", seed=1))}
+    in_hub_cache(tmp_path / "hub", "some-org/some-model", writers, main=new)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return old, new
+
+
+def test_a_revision_of_a_hub_id_is_its_own(moved: tuple[str, str], tiny_model_dir: Callable[..., Path]) -> None:
+    old, new = moved
+    pinned, newest = resolve(f"some-org/some-model@{old}"), resolve("some-org/some-model")
+    assert (pinned.revision, newest.revision) == (old, new)
+    assert pinned.content_hash == resolve(str(tiny_model_dir("llama"))).content_hash != newest.content_hash
+    assert resolve(pinned.path).revision == ""
+
+
+def test_a_repository_that_has_moved_says_how_to_get_the_old_commit(moved: tuple[str, str]) -> None:
+    old, new = moved
+    made_for, newest = resolve(f"some-org/some-model@{old}"), resolve("some-org/some-model")
+    with pytest.raises(UserError, match=f"moved from commit {old} to {new}: give some-org/some-model@{old}"):
+        check_hash("some-org/some-model", made_for.content_hash, newest, old)
+    with pytest.raises(UserError, match=r"may have moved, to commit .*: give some-org/some-model@COMMIT"):
+        check_hash("some-org/some-model", made_for.content_hash, newest)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int], str]]:
+    """`hub(code, status)`: have a hub of this machine refuse everything so; gives its address."""
+    from huggingface_hub import constants
+
+    refusal: dict[str, Any] = {}
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(refusal["status"])
+            self.send_header("X-Error-Code", refusal["code"])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """Tests' output is not the server's."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+
+    def refuse(code: str, status: int) -> str:
+        refusal.update(code=code, status=status)
+        return address
+
+    yield refuse
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_gated_repository_says_how_to_be_let_in(hub: Callable[[str, int], str]) -> None:
+    address = hub("GatedRepo", 403)
+    with pytest.raises(UserError, match=f"accept them at {address}/org/name, then set HF_TOKEN"):
+        resolve("org/name@main")
+
+
+def test_a_revision_and_a_repository_that_are_not_there_are_told_apart(hub: Callable[[str, int], str]) -> None:
+    hub("RevisionNotFound", 404)
+    with pytest.raises(UserError, match="'org/name' has no branch, tag or commit 'v9'"):
+        resolve("org/name@v9")
+    hub("RepoNotFound", 404)
+    with pytest.raises(UserError, match=r"on the hub \(one that is private shows itself to HF_TOKEN alone\)"):
+        resolve("org/name")
+
+
+def test_pickled_weights_become_safetensors_by_the_command_that_is_named(
+    tmp_path: Path, tiny_model_dir: Callable[..., Path]
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    origin = tiny_model_dir("llama")
+    folder = Path(shutil.copytree(origin, tmp_path / "pickled"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"pytorch_model\.bin alone becomes such a one") as raised:
+        resolve(str(folder))
+    command = str(raised.value).splitlines()[-1].strip()
+    command = (
+        command.replace("FROM", str(folder)).replace("TO", str(tmp_path / "made")).replace("python", sys.executable, 1)
+    )
+    subprocess.run(command, shell=True, check=True, capture_output=True, timeout=300)
+    made, before = resolve(str(tmp_path / "made")), resolve(str(origin))
+    reference, model = load_model(before.path, "float32"), load_model(made.path, "float32")
+    assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), model.parameters(), strict=True))
