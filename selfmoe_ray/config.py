@@ -82,7 +82,7 @@ class GenerationConfig(Section):
     dtype: Dtype = "auto"
     """Of the base in the engines."""
     max_model_len: int = Field(4096, ge=128)
-    """Tokens of a prompt and its completion at most."""
+    """Tokens of a prompt and its completion at most, and no more than the base's context."""
     brainstorm: BrainstormConfig = BrainstormConfig()
     respond: RespondConfig = RespondConfig()
     filters: FilterConfig = FilterConfig()

@@ -20,7 +20,7 @@ class EngineOptions(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; auto: what the replica's device computes fast."""
     max_model_len: int | None = Field(None, ge=1)
-    """Tokens of a prompt and its answer at most; the base's own limit if not given."""
+    """Tokens of a prompt and its answer at most, and no more than the base's context, which it is if not given."""
     max_num_seqs: int = Field(64, ge=1)
     """Requests computed at once at most."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)

@@ -50,29 +50,33 @@ async def running_engine(args: ServeArgs) -> AsyncIterator[RunningEngine]:
     orphans.claim()
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
+    from selfmoe_ray.mixture.checkpoint import read_spec
+
     with local_checkpoint(args.mixse_dir) as folder:
-        spec = preflight(args, folder)
+        args = preflight(args, folder)
+        spec = read_spec(folder)
         names = ModelNames(args.name, spec.experts)
         vllm_args = make_vllm_args(args, folder, names)
         async with build_async_engine_client(vllm_args) as client:
             yield RunningEngine(client, vllm_args, names, spec)
 
 
-def preflight(args: ServeArgs, folder: Path) -> MixtureSpec:
-    """The spec of the mixture in a local folder. Raises UserError where it, its base or `args` keep it from being
-    served; no weight is read for it."""
+def preflight(args: ServeArgs, folder: Path) -> ServeArgs:
+    """`args`, their `max_model_len` no more than the base's context. Raises UserError where the mixture in a local
+    folder, its base or `args` keep it from being served; no weight is read for it."""
     from selfmoe_ray.engine.preflight import check_base
     from selfmoe_ray.mixture.checkpoint import read_spec, resolve_base
 
     spec = read_spec(folder)
     check_names(spec.experts)
     outline = check_base(resolve_base(spec, args.base, args.engine.trust_remote_code))
-    asked, context = args.engine.max_model_len, outline.context_length
-    if asked and context and asked > context and "VLLM_ALLOW_LONG_MAX_MODEL_LEN" not in os.environ:
-        raise UserError(f"engine.max_model_len: {asked} tokens, but the base's context has {context}; give no more")
     if args.chat_template == "base":
         check_chat_template(outline)
-    return spec
+    asked, context = args.engine.max_model_len, outline.context_length
+    if not asked or not context or asked <= context or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in os.environ:
+        return args
+    logger.warning("engine.max_model_len: %d is more than the base's context; %d tokens are used", asked, context)
+    return args.model_copy(update={"engine": args.engine.model_copy(update={"max_model_len": context})})
 
 
 def check_chat_template(outline: Outline) -> None:

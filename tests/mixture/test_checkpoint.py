@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.merging import MergeConfig, merge_mixture
 from selfmoe_ray.mixture.mixse_dir import FORMAT, MixseDir
 from selfmoe_ray.mixture.model import MixtureModel
+from tests.faulty_bases import edited, in_hub_cache, with_code
 
 Make = Callable[..., MixtureModel]
 
@@ -206,3 +208,84 @@ def test_an_adapter_of_another_base_is_refused(model: MixtureModel, base: BaseMo
     save_file(load_file(path), path, metadata={"base_model": "other", "base_hash": "f" * 16})
     with pytest.raises(UserError, match="made for base model 'other'"):
         load_mixse(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_saved_again"),
+    [({"temperature": 0.9, "top_p": 0.6}, True), ({"early_stopping": True, "repetition_penalty": 1.2}, False)],
+)
+def test_generation_settings_that_transformers_would_not_save_stay_in_effect(
+    values: dict[str, Any],
+    is_saved_again: bool,
+    model: MixtureModel,
+    tiny_model_dir: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    from transformers import GenerationConfig
+
+    odd = resolve(str(edited(tiny_model_dir("llama"), tmp_path / "base", generation_config=values)))
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        GenerationConfig.from_pretrained(odd.path).save_pretrained(tmp_path / "refused")
+    save_mixse(model, tmp_path / "mixse", odd)
+    found = GenerationConfig.from_pretrained(tmp_path / "mixse")
+    assert values.items() <= found.to_dict().items() and found.eos_token_id == 1
+    if is_saved_again:
+        assert found.do_sample
+        found.save_pretrained(tmp_path / "again")
+
+
+def test_code_that_is_trusted_goes_with_the_mixture_and_runs_only_where_it_is_trusted_again(
+    model: MixtureModel, tokens: torch.Tensor, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    own = resolve(str(with_code(tiny_model_dir("llama"), tmp_path / "base")), trust_remote_code=True)
+    model.spec = model.spec.model_copy(update={"base_model": own.value, "base_hash": own.content_hash})
+    save_mixse(model, tmp_path / "mixse", own)
+    config = AutoConfig.from_pretrained(tmp_path / "mixse", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mixse", trust_remote_code=True)
+    assert (type(config).__name__, type(tokenizer).__name__) == ("OwnConfig", "OwnTokenizer")
+    again = load_mixse(tmp_path / "mixse", trust_remote_code=True)
+    assert type(again.base).__name__ == "OwnModel"
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+    with pytest.raises(UserError, match="trust_remote_code"):
+        load_mixse(tmp_path / "mixse")
+
+
+def test_code_that_was_not_trusted_is_not_named(
+    model: MixtureModel, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    named = {"auto_map": {"AutoConfig": "own.OwnConfig"}}
+    save_mixse(model, tmp_path / "mixse", resolve(str(edited(tiny_model_dir("llama"), tmp_path / "base", named))))
+    assert "auto_map" not in json.loads((tmp_path / "mixse/config.json").read_text())
+
+
+def test_an_expert_finds_its_base_by_path_and_by_the_commit_of_a_hub_id(
+    model: MixtureModel,
+    base: BaseModel,
+    tokens: torch.Tensor,
+    tiny_model_dir: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    def copy(origin: Path) -> Callable[[Path], object]:
+        return lambda folder: shutil.copytree(origin, folder, dirs_exist_ok=True)
+
+    old, new = "a" * 40, "b" * 40
+    writers = {old: copy(tiny_model_dir("llama")), new: copy(tiny_model_dir("llama", seed=1))}
+    in_hub_cache(tmp_path / "hub", "some-org/some-model", writers, main=new)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    values = {
+        "path": model.spec,
+        "commit": model.spec.model_copy(update={"base_model": f"some-org/some-model@{old}", "base_revision": old}),
+        "newest then": model.spec.model_copy(update={"base_model": "some-org/some-model", "base_revision": old}),
+    }
+    for name, spec in values.items():
+        model.spec = spec
+        save_expert(model, 1, tmp_path / name)
+        expert = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / name)).eval()
+        with torch.no_grad():
+            found = expert(input_ids=tokens).logits
+        assert torch.allclose(found, logits(model, tokens, Gate.expert(1)), atol=1e-4), name
