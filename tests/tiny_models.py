@@ -34,6 +34,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", {**HEAD, **ALTERNATING, "query_pre_attn_scalar": 32}),
     "gemma3": ("Gemma3TextConfig", {**HEAD, **ALTERNATING, "query_pre_attn_scalar": 32}),
     "phi3": ("Phi3Config", {}),
+    "glm": ("GlmConfig", HEAD),
+    "stablelm": ("StableLmConfig", {}),
 }
 CORPUS = [
     "Write a Python function that returns the sum of a list of numbers.",

@@ -32,7 +32,7 @@ def test_an_expert_that_is_called_like_a_gate_is_refused(mixse_dir: MixseDir, tm
 
 def test_a_base_of_another_hash_is_refused(mixse_dir: MixseDir, tiny_model_dir: Callable[..., Path]) -> None:
     folder = mixse_dir()
-    with pytest.raises(UserError, match="has content hash .* but this"):
+    with pytest.raises(UserError, match=r"has content hash .* but this"):
         preflight(args_of(folder, base=str(tiny_model_dir("llama", seed=1))), folder)
 
 

@@ -25,6 +25,8 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.decoder import ROUTER_READS
 from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX, ROUTER_WEIGHTS
 
+# What vLLM fuses in models that do not say it.
+USUALLY_PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 # The load formats that give each process weights of its own, which it may change.
 OWN_WEIGHTS = ("auto", "safetensors", "hf", "dummy")
 
@@ -75,7 +77,7 @@ class VllmMixture:
         self.checkpoint = checkpoint
         self.spec = checkpoint.spec
         self.gates = TokenGates(self.spec, max_tokens)
-        self.packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+        self.packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", None) or USUALLY_PACKED
         parts = max(map(len, self.packed.values()), default=1)
         dtype, is_eager = vllm_config.model_config.dtype, _is_eager(vllm_config)
         self.recorder = GateRecorder(num_layers, max_tokens, len(self.spec.experts), is_eager)
@@ -93,7 +95,9 @@ class VllmMixture:
             place = Place.of(name)
             if place is None or not isinstance(module, LinearBase):
                 continue
-            parts = [Place(place.layer, path) for path in _parts(place.path, self.packed)]
+            # One that is fused in the checkpoint already is its own only part, whatever vLLM would fuse there.
+            paths = [place.path] if place in wanted else _parts(place.path, self.packed)
+            parts = [Place(place.layer, path) for path in paths]
             reads = any(part.path.removeprefix("self_attn.") in ROUTER_READS for part in parts)
             if reads or not wanted.isdisjoint(parts):
                 last = self._attach_linear(name, module, parts, reads)

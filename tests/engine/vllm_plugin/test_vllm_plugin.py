@@ -92,8 +92,17 @@ def assert_engine_matches(llm: Any, folder: Path) -> None:
             {"router": {"scope": "shared", "tau": 3.0}},
             {"enforce_eager": True, "tensor_parallel_size": 2},
         ),
+        ("glm", {}, {"enforce_eager": True}),
+        ("stablelm", {}, {"enforce_eager": True}),
     ],
-    ids=["llama compiled", "gemma3 k=2", "phi3 fused layers, large ranks", "qwen3 shared router, two ranks"],
+    ids=[
+        "llama compiled",
+        "gemma3 k=2",
+        "phi3 fused layers, large ranks",
+        "qwen3 shared router, two ranks",
+        "glm fused in the checkpoint alone",
+        "stablelm fused in vLLM without a word",
+    ],
 )
 def test_engine_equals_transformers(
     mixse_dir: Callable[..., Path], family: str, mixture: dict[str, Any], settings: dict[str, Any]
