@@ -8,11 +8,13 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 from pathlib import Path
 
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.base_model.outline import Outline, read_outline
 from selfmoe_ray.errors import UserError, did_you_mean
+from selfmoe_ray.machines.hardware import FastDtype, fast_dtype
 from selfmoe_ray.machines.packages import installed_version
 from selfmoe_ray.mixture.checkpoint import check_attachable
 
@@ -46,6 +48,27 @@ def check_architecture(outline: Outline) -> None:
     remedy = f"write {own!r}, as which transformers loads it" if own in text else did_you_mean(found, sorted(text), n=2,
         otherwise="give a base of a family that vLLM and transformers both have")  # fmt: skip
     raise UserError(f"{where}, which {vllm} has no text model of, so that nothing could be served; {remedy}")
+
+
+def check_dtype(dtype: str, setting: str, found: FastDtype) -> None:
+    """Raises UserError where engines on GPUs are to compute in bfloat16, which theirs do not know.
+
+    setting: what asks for the dtype. found: of the machines that engines run on.
+    """
+    if dtype == "bfloat16" and found.on_gpu and found.dtype != dtype:
+        raise UserError(
+            f"{setting}: bfloat16, but there is {found.device}, and vLLM computes in bfloat16 from 8.0 on; "
+            "give float32, or use GPUs of the Ampere generation or newer"
+        )
+
+
+def fast_dtype_of_engines() -> FastDtype:
+    """What the cluster that RAY_ADDRESS names is fast in, or else this machine. Raises UserError where none answers."""
+    if "RAY_ADDRESS" not in os.environ:
+        return fast_dtype()
+    from selfmoe_ray.machines.ray_checks import fast_dtype_of_cluster
+
+    return fast_dtype_of_cluster()
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from selfmoe_ray.base_model import BaseModel
 from selfmoe_ray.base_model.outline import Outline
 from selfmoe_ray.config import RunConfig, parse_config
-from selfmoe_ray.engine.preflight import check_base
+from selfmoe_ray.engine.preflight import check_base, check_dtype, fast_dtype_of_engines
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.evaluation.benchmark_routing import benchmarks_to_trace, keep_routing, spread
 from selfmoe_ray.evaluation.benchmarks import select_benchmarks
@@ -72,7 +72,7 @@ def evaluate_run(options: Options) -> str:
     run_dir, config = open_run(options.run)
     spec = read_mixture(run_dir)
     systems = select_systems(options.systems, spec, config)
-    outline = preflight(spec, config)
+    outline = preflight(spec, config, options.dtype)
     with held(run_dir.storage), run_dir.storage.open_append(run_dir.EVENTS) as append:
         emit = EventLog(append)
         chosen = select_benchmarks(options.tasks, options.limit, options.num_fewshot)
@@ -96,9 +96,15 @@ def read_mixture(run_dir: RunDir) -> MixtureSpec:
         return read_spec(folder)
 
 
-def preflight(spec: MixtureSpec, config: RunConfig) -> Outline:
-    """The base of a run's mixture without its weights. Raises UserError where the mixture cannot be run on it."""
+def preflight(spec: MixtureSpec, config: RunConfig, dtype: str | None) -> Outline:
+    """The base of a run's mixture without its weights. Raises UserError where the mixture cannot be run on it.
+
+    dtype: None for the run's own.
+    """
     check_names(spec.experts)
+    asked, setting = (dtype, "--dtype") if dtype else (config.generation.dtype, "the run's generation.dtype")
+    if asked == "bfloat16" and config.resources.generation.gpus_per_engine != 0:
+        check_dtype(asked, setting, fast_dtype_of_engines())
     return check_base(resolve_base(spec, config.base_model, config.trust_remote_code))
 
 

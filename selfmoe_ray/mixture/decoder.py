@@ -39,6 +39,11 @@ def _layer_linears(kind: str, layer: nn.Module, prefix: str) -> dict[str, nn.Lin
             )
         elif "experts" in name.split("."):
             raise UserError(f"base_model: {kind} is itself a mixture of experts ({where}); give a dense model")
+        elif isinstance(module, nn.Conv1d):
+            raise UserError(
+                f"base_model: {kind} has convolutions beside or in place of attention ({where}), as state-space models "
+                "do, which is not supported; give a model of attention alone"
+            )
         elif name.endswith("kv_b_proj"):
             raise UserError(f"base_model: {kind} uses latent attention ({where}), which is not supported")
     reads = [name for name in linears if name.removeprefix(f"{prefix}.self_attn.") in ROUTER_READS]

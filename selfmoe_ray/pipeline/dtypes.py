@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from selfmoe_ray.config import RunConfig
-from selfmoe_ray.errors import UserError
-from selfmoe_ray.machines.hardware import FastDtype, fast_dtype
+from selfmoe_ray.engine.preflight import fast_dtype_of_engines
 from selfmoe_ray.run.events import Emit
 from selfmoe_ray.run.run_dir import RunDir
 
@@ -25,27 +22,8 @@ def settle_dtypes(config: RunConfig, run_dir: RunDir, emit: Emit) -> RunConfig:
     recorded = run_dir.read_config() or {}
     dtypes = {section: recorded.get(section, {}).get("dtype", "auto") for section in unset}
     if "auto" in dtypes.values():
-        found = _fast()
+        found = fast_dtype_of_engines()
         dtypes = {section: found.dtype if dtype == "auto" else dtype for section, dtype in dtypes.items()}
         emit("run", message=f"dtype: auto is {found.dtype} here, on {found.device}")
     changes = {name: getattr(config, name).model_copy(update={"dtype": dtype}) for name, dtype in dtypes.items()}
     return config.model_copy(update=changes)
-
-
-def check_dtypes(config: RunConfig) -> None:
-    """Raises UserError where engines on GPUs are to compute in bfloat16, which theirs do not know."""
-    if config.generation.dtype != "bfloat16" or config.resources.generation.gpus_per_engine == 0:
-        return
-    if (found := _fast()).on_gpu and found.dtype != "bfloat16":
-        raise UserError(
-            f"generation.dtype: bfloat16, but there is {found.device}, and vLLM computes in it from 8.0 on; "
-            "give auto or float32 in a new run, or GPUs of the Ampere generation or newer"
-        )
-
-
-def _fast() -> FastDtype:
-    if "RAY_ADDRESS" not in os.environ:
-        return fast_dtype()
-    from selfmoe_ray.machines.ray_checks import fast_dtype_of_cluster
-
-    return fast_dtype_of_cluster()

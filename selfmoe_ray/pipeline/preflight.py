@@ -12,10 +12,9 @@ from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.domains.prompt import format_prompt
 from selfmoe_ray.domains.rows import split_seeds
-from selfmoe_ray.engine.preflight import check_base
+from selfmoe_ray.engine.preflight import check_base, check_dtype, fast_dtype_of_engines
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.generation import prompts
-from selfmoe_ray.pipeline.dtypes import check_dtypes
 from selfmoe_ray.run.events import Emit
 from selfmoe_ray.run.records import Seed
 
@@ -25,7 +24,8 @@ _DRAWS = 16
 
 def preflight(config: RunConfig, domains: Sequence[Domain], outline: Outline, emit: Emit) -> None:
     """Raises UserError for what a stage would fail on, and warns of what it would lose rows by."""
-    check_dtypes(config)
+    if config.generation.dtype == "bfloat16" and config.resources.generation.gpus_per_engine != 0:
+        check_dtype(config.generation.dtype, "generation.dtype", fast_dtype_of_engines())
     for domain in domains:
         _Tokens(config, domain, outline, emit).check()
 

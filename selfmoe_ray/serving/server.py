@@ -64,11 +64,12 @@ async def running_engine(args: ServeArgs) -> AsyncIterator[RunningEngine]:
 def preflight(args: ServeArgs, folder: Path) -> ServeArgs:
     """`args`, their `max_model_len` no more than the base's context. Raises UserError where the mixture in a local
     folder, its base or `args` keep it from being served; no weight is read for it."""
-    from selfmoe_ray.engine.preflight import check_base
+    from selfmoe_ray.engine.preflight import check_base, check_dtype
     from selfmoe_ray.mixture.checkpoint import read_spec, resolve_base
 
     spec = read_spec(folder)
     check_names(spec.experts)
+    check_dtype(args.engine.dtype, "engine.dtype", fast_dtype())
     outline = check_base(resolve_base(spec, args.base, args.engine.trust_remote_code))
     if args.chat_template == "base":
         check_chat_template(outline)

@@ -38,6 +38,16 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
         },
         r"config\.json: Gemma3ForConditionalGeneration is a text model inside a model of images or sound",
     ),
+    "state space": (
+        {
+            "model_type": "falcon_h1",
+            "architectures": ["FalconH1ForCausalLM"],
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+        },
+        r"FalconH1ForCausalLM has convolutions .*\(model\.layers\.0\.mamba\.conv1d\)",
+    ),
     "quantised": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
         r"config\.json: quantization_config has 'gptq'; .* bfloat16 or float32",

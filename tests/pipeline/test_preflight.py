@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,6 @@ import pytest
 
 from selfmoe_ray.config import RunConfig, parse_config
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.machines.hardware import FastDtype
-from selfmoe_ray.pipeline import dtypes
-from selfmoe_ray.pipeline.dtypes import check_dtypes
 from selfmoe_ray.pipeline.preflight import fit_context
 from selfmoe_ray.pipeline.run import describe
 from selfmoe_ray.run.events import silent
@@ -109,14 +107,16 @@ def test_what_would_be_cut_is_told(make: MakeConfig, capsys: pytest.CaptureFixtu
     assert "16 of 16 respond prompts leave less than the 400 tokens" in capsys.readouterr().out
 
 
-def test_bfloat16_is_refused_where_the_gpus_do_not_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = FastDtype("float32", "a GPU of compute capability 7.5", True)
-    monkeypatch.setattr(dtypes, "_fast", lambda: old)
-    asked = parse_config({"generation": {"dtype": "bfloat16"}})
+def test_bfloat16_is_refused_where_the_gpus_do_not_know_it(
+    make: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = tmp_path / "bin/nvidia-smi"
+    gpu.parent.mkdir()
+    gpu.write_text('#!/bin/sh\ncase "$1" in *compute_cap*) echo 7.5;; *) echo 15360;; esac\n')
+    gpu.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gpu.parent}:{os.environ['PATH']}")
     with pytest.raises(UserError, match=r"generation\.dtype: bfloat16, but there is a GPU of compute capability 7\.5"):
-        check_dtypes(asked)
-    check_dtypes(parse_config({"generation": {"dtype": "float32"}}))
-    on_cpus = {"resources": {"generation": {"gpus_per_engine": 0}}}
-    check_dtypes(parse_config({"generation": {"dtype": "bfloat16"}, **on_cpus}))
-    monkeypatch.setattr(dtypes, "_fast", lambda: FastDtype("bfloat16", "a GPU of compute capability 9", True))
-    check_dtypes(asked)
+        describe(make(generation={"dtype": "bfloat16"}))
+    assert "stage generate: to do" in describe(make(generation={"dtype": "auto"}))
+    on_cpus = {"generation": {"gpus_per_engine": 0}, "training": {"gpus_per_worker": 0}}
+    assert "stage generate: to do" in describe(make(generation={"dtype": "bfloat16"}, resources=on_cpus))
