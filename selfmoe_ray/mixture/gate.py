@@ -6,7 +6,7 @@ The names that requests give them, and what each means, stand here alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,10 @@ GATE_KEY = "mixse_gate"
 MAX_NAME = 100
 ROUTER, BASE, UNIFORM, RANDOM = "router", "base", "uniform", "random"
 _TOP = re.compile(r"top(\d+)")
+# Of the router's object in a request: the experts that it may choose from, and how many a token.
+_ONLY, _K = "only", "k"
+# Far above any weight of use; what is larger overflows in the engine and answers are noise.
+MOST_WEIGHT = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class Gate:
     k: int = 1
     index: int = 0
     weights: Tensor | None = None
+    among: tuple[int, ...] | None = None
 
     @classmethod
     def off(cls) -> Gate:
@@ -56,9 +61,17 @@ class Gate:
         return cls("random")
 
     @classmethod
-    def router(cls, k: int) -> Gate:
-        """The router's top-k probabilities, not renormalised (paper, section 3.2)."""
-        return cls("router", k=k)
+    def router(cls, k: int, among: Sequence[int] | None = None) -> Gate:
+        """The router's top-k probabilities, not renormalised (paper, section 3.2).
+
+        among: the experts that there are for it, by index; its softmax is over their logits alone. None for all.
+        """
+        return cls("router", k=k, among=None if among is None else tuple(sorted(among)))
+
+    @classmethod
+    def constant(cls, weights: Sequence[float]) -> Gate:
+        """The same weights [n] for every token."""
+        return cls("rows", weights=torch.tensor([weights], dtype=torch.float32))
 
     @classmethod
     def rows(cls, weights: Tensor) -> Gate:
@@ -116,11 +129,22 @@ def check_names(experts: Sequence[str]) -> None:
             )
 
 
-def named_gate(name: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:
-    """The gate that a request names: "router", "top<k>", "base", "uniform", "random" or an expert.
+def requested_gate(value: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:
+    """The gate that a request asks for.
 
+    A name: "router", "top<k>", "base", "uniform", "random" or an expert. Weights that are the same for every
+    token, {"math": 0.7, "coding": 0.3}; experts that are not named have none. Or the router among some experts,
+    {"router": {"only": ["math", "law"], "k": 2}}; without `k` as many a token as the mixture has.
     Raises UserError for anything else.
     """
+    if isinstance(value, Mapping):
+        if set(value) == {ROUTER}:
+            return _router_among(value[ROUTER], experts, num_experts_per_tok)
+        return _constant(value, experts)
+    return _named(value, experts, num_experts_per_tok)
+
+
+def _named(name: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:
     fixed = {
         ROUTER: Gate.router(num_experts_per_tok),
         BASE: Gate.off(),
@@ -135,8 +159,42 @@ def named_gate(name: object, experts: Sequence[str], num_experts_per_tok: int) -
             return Gate.router(int(top[1]))
     raise UserError(
         f"{GATE_KEY} is {name!r}; it must be {ROUTER}, {BASE}, {UNIFORM}, {RANDOM}, {top_gate(1)} to "
-        f"{top_gate(len(experts))}, or an expert ({', '.join(experts)})"
+        f"{top_gate(len(experts))}, an expert ({', '.join(experts)}), weights by expert, or "
+        f'{{"{ROUTER}": {{"{_ONLY}": [experts], "{_K}": number}}}}'
     )
+
+
+def _constant(value: Mapping[object, object], experts: Sequence[str]) -> Gate:
+    _known(value, experts)
+    for expert, weight in value.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 <= weight <= MOST_WEIGHT:  # type: ignore[operator]
+            raise UserError(
+                f"{GATE_KEY}: the weight of {expert} is {weight!r}; it must be a number from 0 to {MOST_WEIGHT:g}"
+            )
+    if not any(value.values()):
+        raise UserError(f'{GATE_KEY}: no weight is above 0; the base alone is "{BASE}"')
+    return Gate.constant([float(value.get(expert, 0)) for expert in experts])  # type: ignore[arg-type]
+
+
+def _router_among(value: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:
+    if not isinstance(value, Mapping) or not value or set(value) - {_ONLY, _K}:
+        raise UserError(f"{GATE_KEY}.{ROUTER} is {value!r}; it must be an object with {_ONLY}, {_K} or both")
+    only = value.get(_ONLY, list(experts))
+    if not isinstance(only, list) or not only or len(set(map(str, only))) < len(only):
+        raise UserError(f"{GATE_KEY}.{ROUTER}.{_ONLY} is {only!r}; it must be a list of experts, each of them once")
+    _known(only, experts)
+    k = value.get(_K, min(num_experts_per_tok, len(only)))
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= len(only):
+        raise UserError(f"{GATE_KEY}.{ROUTER}.{_K} is {k!r}; it must be a whole number from 1 to {len(only)}")
+    among = [experts.index(expert) for expert in only]
+    return Gate.router(k, None if len(among) == len(experts) else among)
+
+
+def _known(named: Iterable[object], experts: Sequence[str]) -> None:
+    for expert in named:
+        if expert not in experts:
+            raise UserError(f"{GATE_KEY} names {expert!r}; the experts are {', '.join(experts)}")
 
 
 def random_gates(positions: Tensor, n: int) -> Tensor:

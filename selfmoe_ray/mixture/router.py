@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,12 @@ class Router(nn.Module):
         own = self.logits(layer, hidden)
         return own if before is None or not self.shape.accumulate else before + own
 
-    def gates(self, layer: int, summed: Tensor, k: int) -> Tensor:
-        """Gates [batch, seq, n] from the accumulated logits of this layer."""
+    def gates(self, layer: int, summed: Tensor, k: int, among: Sequence[int] | None = None) -> Tensor:
+        """Gates [batch, seq, n] from the accumulated logits of this layer; `among`: see `Gate.router`."""
         depth = layer + 1 if self.shape.accumulate else 1
-        return top_k(torch.softmax(summed * (self.shape.tau / depth), dim=-1), k)
+        logits = summed * (self.shape.tau / depth)
+        if among is not None:
+            absent = torch.ones(self.num_experts, dtype=torch.bool, device=logits.device)
+            absent[list(among)] = False
+            logits = logits.masked_fill(absent, -torch.inf)
+        return top_k(torch.softmax(logits, dim=-1), k)

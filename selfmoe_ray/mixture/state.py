@@ -54,7 +54,7 @@ class GateState:
         if self.gate.kind == "router":
             before = self._sums[layer - 1] if layer else None
             summed = self._sums[layer] = self.router.accumulated(layer, hidden, before)
-            gates = self.router.gates(layer, summed, self.gate.k)
+            gates = self.router.gates(layer, summed, self.gate.k, self.gate.among)
         elif self.gate.kind == "random":
             assert self._positions is not None
             gates = random_gates(self._positions, n).to(hidden.device)

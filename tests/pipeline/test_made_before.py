@@ -78,7 +78,7 @@ def test_vllm_loads_and_answers_with_it(before: Path, cpu_engines: None) -> None
         "llm = LLM('run/mixse', enforce_eager=True, max_model_len=256, dtype='float32')\n"
         "params = [SamplingParams(temperature=0, max_tokens=4, extra_args={'mixse_gate': gate}) for gate in "
         "('base', 'law', 'router')]\n"
-        "outputs = llm.generate(['Count alder brook cedar.'] * 3, params)\n"
+        "outputs = llm.generate(['Count alder brook cedar.'] * 3, params, use_tqdm=False)\n"
         "print('IDS', json.dumps([list(output.outputs[0].token_ids) for output in outputs]))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)

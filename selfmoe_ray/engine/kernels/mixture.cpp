@@ -55,7 +55,7 @@ struct Router {
   const float* theta;    // [experts, width]
   const float* before;   // [tokens, experts], or null
   const int32_t* k;      // [tokens]
-  const float* weights;  // [tokens, experts]
+  const float* weights;  // [tokens, experts]; below zero: out of the softmax, and its gate is zero
   float* logits;         // [tokens, experts]
   float* gates;          // [tokens, experts], rows gates_stride apart
   int64_t gates_stride, experts, width;
@@ -408,7 +408,7 @@ void add_experts(const Experts& layer, const T* x, int64_t x_stride, const float
 
 // The k largest of p keep their value, of equals the first; the others get their constant weight.
 void select(const float* p, int64_t experts, int64_t k, const float* weights, float* gates) {
-  std::memcpy(gates, weights, experts * sizeof(float));
+  for (int64_t e = 0; e < experts; ++e) gates[e] = std::max(weights[e], 0.f);
   float bound = INFINITY;
   int64_t at_bound = 0;
   for (int64_t chosen = 0; chosen < std::min(k, experts); ++chosen) {
@@ -439,14 +439,15 @@ void route_group(const Router& router, const T* hidden, int64_t hidden_stride, i
   for (int64_t t = first; t < first + M; ++t, p += experts) {
     float* logits = router.logits + t * experts;
     const float* before = router.before ? router.before + t * experts : nullptr;
+    const float* weights = router.weights + t * experts;
     float largest = -INFINITY, sum = 0;
     for (int64_t e = 0; e < experts; ++e) {
       logits[e] = router.alpha * p[e] + (before ? router.beta * before[e] : 0);
-      largest = std::max(largest, logits[e]);
+      if (weights[e] >= 0) largest = std::max(largest, logits[e]);
     }
-    for (int64_t e = 0; e < experts; ++e) sum += p[e] = std::exp(logits[e] - largest);
+    for (int64_t e = 0; e < experts; ++e) sum += p[e] = weights[e] < 0 ? 0 : std::exp(logits[e] - largest);
     for (int64_t e = 0; e < experts; ++e) p[e] /= sum;
-    select(p, experts, router.k[t], router.weights + t * experts, router.gates + t * router.gates_stride);
+    select(p, experts, router.k[t], weights, router.gates + t * router.gates_stride);
   }
 }
 

@@ -104,7 +104,8 @@ def _route(
     """A layer's logits, alpha * theta x + beta * before, and the gates that they give, both [tokens, n] float32.
 
     hidden [tokens, hidden], theta [n, hidden] float32, before [tokens, n] float32. k [tokens, 1] int32: so many
-    of a token's largest probabilities stay, and its other experts get their weights [tokens, n] float32.
+    of a token's largest probabilities stay, and its other experts get their weights [tokens, n] float32; one
+    whose weight is below zero is out of the softmax, and its gate is zero.
     """
     logits, gates = torch.empty(len(hidden), len(theta)), torch.empty(len(hidden), len(theta))
     BoundRouter(theta, before, alpha, beta, k, weights, logits, gates, hidden.dtype)(hidden)

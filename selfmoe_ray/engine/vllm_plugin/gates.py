@@ -9,14 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfmoe_ray.mixture.gate import ROUTER, Gate, named_gate, random_gates
+from selfmoe_ray.mixture.gate import ROUTER, Gate, random_gates, requested_gate
 from selfmoe_ray.mixture.spec import MixtureSpec
+
+# The weight of an expert that the router does not see; what a request weighs itself is not below zero.
+ABSENT = -1.0
 
 
 @dataclass(frozen=True)
 class RowGate:
     """A token's gate: the router's top k, and constant weights for the experts that it does not pick.
 
+    weights: `ABSENT` takes an expert out of the router's softmax, and its gate is zero.
     is_random: each token has an expert of its own instead of the weights, drawn by its position alone, so
     that neither the batch nor the prefix cache changes it; the same one in all layers.
     """
@@ -27,14 +31,17 @@ class RowGate:
 
 
 def parse_gate(value: object, spec: MixtureSpec) -> RowGate:
-    """The gate that a request names (`mixture.gate.named_gate`). Raises UserError where there is none of that name."""
-    return row_gate(named_gate(value, spec.experts, spec.num_experts_per_tok), len(spec.experts))
+    """The gate that a request asks for. Raises UserError as `mixture.gate.requested_gate` does."""
+    return row_gate(requested_gate(value, spec.experts, spec.num_experts_per_tok), len(spec.experts))
 
 
 def row_gate(gate: Gate, n: int) -> RowGate:
     """A gate of the model as the engine's buffers hold it."""
     fixed = gate.fixed(n, torch.device("cpu"))
-    weights = (0.0,) * n if fixed is None else tuple(fixed[0, 0].tolist())
+    if gate.among is not None:
+        weights = tuple(0.0 if expert in gate.among else ABSENT for expert in range(n))
+    else:
+        weights = (0.0,) * n if fixed is None else tuple(fixed[0, 0].tolist())
     return RowGate(gate.k if gate.kind == "router" else 0, weights, gate.kind == "random")
 
 

@@ -58,7 +58,7 @@ class PassState:
             self.gates = gates
         else:
             self.logits = _logits(hidden, theta, before, alpha, beta)
-            gates = self._select(torch.softmax(self.logits, dim=-1))
+            gates = self._select(self.logits)
             # Once a layer, for all of its linears.
             self.gates = self._spread(gates.to(hidden.dtype))
         self.of_layers = [*self.of_layers, gates] if layer else [gates]
@@ -81,13 +81,14 @@ class PassState:
         depth = layer + 1
         return router.tau / depth, layer / depth
 
-    def _select(self, probabilities: Tensor) -> Tensor:
+    def _select(self, logits: Tensor) -> Tensor:
         """Each row's gate: its top k, and its constant weights elsewhere, both [tokens, n]."""
         if self.is_eager and self.rows.all_default:
-            values, experts = probabilities.topk(self.rows.default.k)
-            return torch.zeros_like(probabilities).scatter_(1, experts, values)
-        k, weights = self.rows.read(len(probabilities))
-        return torch.where(ranks(probabilities, self.lower) < k, probabilities, weights)
+            values, experts = torch.softmax(logits, dim=-1).topk(self.rows.default.k)
+            return torch.zeros_like(logits).scatter_(1, experts, values)
+        k, weights = self.rows.read(len(logits))
+        probabilities = torch.softmax(logits.masked_fill(weights < 0, -torch.inf), dim=-1)
+        return torch.where(ranks(probabilities, self.lower) < k, probabilities, weights.clamp(min=0))
 
     def _spread(self, gates: Tensor) -> Tensor:
         """Gates [tokens, n] in the layout of A_cat x, [tokens, parts * n * r]."""

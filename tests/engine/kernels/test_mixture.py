@@ -103,6 +103,24 @@ def test_the_router_gives_each_token_its_top_k(
 
 @needs_compiler
 @DTYPES
+@TOKENS
+def test_experts_below_zero_are_not_there_for_the_router(
+    dtype: torch.dtype, tokens: int, kernels_of: Callable[[torch.dtype], Kernels]
+) -> None:
+    torch.manual_seed(0)
+    hidden, theta = torch.randn(tokens, 70).to(dtype), torch.randn(N, 70)
+    weights = torch.zeros(tokens, N)
+    weights[:, [1, 3]] = -1.0
+    k = torch.full((tokens, 1), 2, dtype=torch.int32)
+    logits, gates = kernels_of(dtype).route(hidden, theta, None, 1.0, 0.0, k, weights)
+    wanted = torch.zeros(tokens, N)
+    wanted[:, [0, 2, 4]] = top_k(torch.softmax(logits[:, [0, 2, 4]], -1), 2)
+    torch.testing.assert_close(gates, wanted)
+    torch.testing.assert_close(logits, hidden.float() @ theta.t(), rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@DTYPES
 def test_a_token_is_routed_and_computed_alone_as_among_others(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     kernels, ends = operations(dtype), torch.tensor([70])

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "tests.serving.shared_weights.cached_base", *map(str, arguments)]
+    return [sys.executable, "-m", "tests.engine.shared_weights.cached_base", *map(str, arguments)]
 
 
 @contextmanager

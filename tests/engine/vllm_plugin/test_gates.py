@@ -11,7 +11,7 @@ import torch
 
 from selfmoe_ray.base_model import load_model
 from selfmoe_ray.config import RouterConfig
-from selfmoe_ray.engine.vllm_plugin.gates import RowGate, TokenGates, parse_gate
+from selfmoe_ray.engine.vllm_plugin.gates import ABSENT, RowGate, TokenGates, parse_gate
 from selfmoe_ray.engine.vllm_plugin.pass_state import PassState, ranks
 from selfmoe_ray.engine.vllm_plugin.recorder import GateRecorder
 from selfmoe_ray.errors import UserError
@@ -31,15 +31,17 @@ SPEC = MixtureSpec(experts=("math", "coding"), ranks=(4, 4), alphas=(8.0, 8.0), 
         ("uniform", RowGate(0, (0.5, 0.5))),
         ("coding", RowGate(0, (0.0, 1.0))),
         ("random", RowGate(0, (0.0, 0.0), is_random=True)),
+        ({"math": 0.5, "coding": 0.25}, RowGate(0, (0.5, 0.25))),
+        ({"router": {"only": ["coding"]}}, RowGate(1, (ABSENT, 0.0))),
     ],
 )
-def test_names(name: str, gate: RowGate) -> None:
+def test_a_requests_gate_as_a_row(name: object, gate: RowGate) -> None:
     assert parse_gate(name, SPEC) == gate
 
 
 @pytest.mark.parametrize("value", ["top0", "top3", "", "Math", 1, True, ["math"]])
 def test_unknown_names_are_refused_with_the_known_ones(value: object) -> None:
-    with pytest.raises(UserError, match=r"top1 to top2, or an expert \(math, coding\)"):
+    with pytest.raises(UserError, match=r"top1 to top2, an expert \(math, coding\), weights by expert"):
         parse_gate(value, SPEC)
 
 
@@ -100,9 +102,12 @@ def test_a_pass_leaves_nothing_behind() -> None:
     assert state.gates is None and state.logits is None
 
 
-@pytest.mark.parametrize("names", [[None, None], [None, "top2"], ["coding", "uniform"]])
+ONLY_CODING = {"router": {"only": ["coding"]}}
+
+
+@pytest.mark.parametrize("names", [[None, None], [None, "top2"], ["coding", "uniform"], [{"math": 0.3}, ONLY_CODING]])
 @pytest.mark.parametrize("accumulate", [True, False])
-def test_an_eager_engine_routes_as_a_compiled_one(names: list[str | None], accumulate: bool) -> None:
+def test_an_eager_engine_routes_as_a_compiled_one(names: list[object], accumulate: bool) -> None:
     spec = SPEC.model_copy(update={"router": RouterConfig(accumulate=accumulate)})
     rows = TokenGates(spec, max_tokens=8)
     rows.write([parse_gate(name, spec) if name else None for name in names], np.array([0, 5]), np.array([2, 1]))
@@ -116,3 +121,13 @@ def test_an_eager_engine_routes_as_a_compiled_one(names: list[str | None], accum
         assert state.gates is not None
         gates.append((torch.stack(state.of_layers), state.gates))
     torch.testing.assert_close(*gates)
+
+
+def test_the_router_sees_only_the_experts_that_a_request_names() -> None:
+    rows = TokenGates(SPEC, max_tokens=8)
+    rows.write([parse_gate(ONLY_CODING, SPEC), None], np.zeros(2, int), np.array([2, 1]))
+    state = PassState(SPEC, rows, GateRecorder(1, 8, 2), 3, torch.float32)
+    # The router would choose the first.
+    state.read(0, torch.ones(3, 6), torch.tensor([[1.0] * 6, [0.0] * 6]))
+    first = torch.softmax(state.logits[2], -1)[0]  # type: ignore[index]
+    torch.testing.assert_close(state.of_layers[0], torch.tensor([[0.0, 1.0], [0.0, 1.0], [float(first), 0.0]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ PREFIX = [0, *torch.randint(4, 320, (40,), generator=torch.Generator().manual_se
 
 
 def gates(model: MixtureModel) -> dict[str | None, Gate]:
-    """Every gate that a request can name, and the one of a request that names none."""
+    """Every gate that a request can name, some that it makes, as JSON, and the one of a request that names none."""
     experts = {name: Gate.expert(index) for index, name in enumerate(model.spec.experts)}
     ks = {f"top{k}": Gate.router(k) for k in (1, 2, 3)}
-    return {None: model.default_gate, "base": Gate.off(), "uniform": Gate.uniform(), **ks, **experts}
+    made = {
+        '{"math": 0.7, "coding": 0.3}': Gate.constant([0.0, 0.7, 0.3]),
+        '{"router": {"only": ["coding", "knowledge"], "k": 2}}': Gate.router(2, among=[0, 2]),
+    }
+    return {None: model.default_gate, "base": Gate.off(), "uniform": Gate.uniform(), **ks, **made, **experts}
 
 
 def batch_of(names: list[str | None], size: int) -> list[Job]:
@@ -44,7 +49,7 @@ def generate(llm: Any, jobs: list[Job], prompt_logprobs: int | None = None) -> l
             ignore_eos=True,
             logprobs=3,
             prompt_logprobs=prompt_logprobs,
-            extra_args={"mixse_gate": name} if name else None,
+            extra_args={"mixse_gate": json.loads(name) if name.startswith("{") else name} if name else None,
         )
         for name, _ in jobs
     ]
