@@ -8,6 +8,8 @@ from pathlib import Path
 
 from selfmoe_ray.base_model.fingerprint import content_hash
 from selfmoe_ray.base_model.gguf import converted
+from selfmoe_ray.base_model.gguf_file import Pieces, Shards
+from selfmoe_ray.base_model.weights import check_files
 from selfmoe_ray.errors import UserError
 
 # Packages whose files, put together in this order, are one GGUF.
@@ -38,9 +40,10 @@ def resolve(value: str, trust_remote_code: bool = False) -> BaseModel:
 
     value: `embedded`, `embedded:gemma3-270m`, a Hugging Face id, a directory or a `.gguf` file.
     trust_remote_code: also fetch Python files of a hub repository (see `load.load_model`).
-    Raises UserError that says what was looked for and where.
+    Raises UserError that says what was looked for and where, or what of it is not there or left over.
     """
     path = _locate(value, trust_remote_code)
+    check_files(path)
     return BaseModel(value, str(path), content_hash(path))
 
 
@@ -66,7 +69,7 @@ def _locate(value: str, trust_remote_code: bool) -> Path:
     if value.endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"base_model: {value!r} is not there: no file {path}")
-        return converted([path], path.stem)
+        return converted(Shards.of(path), path.stem)
     return _from_hub(value, path, trust_remote_code)
 
 
@@ -86,7 +89,7 @@ def _embedded(value: str) -> Path:
                 f"{'none ' + where if spec else where}; install the project's requirements (make demo does)"
             )
         parts += files
-    return converted(parts, name)
+    return converted(Pieces(parts), name)
 
 
 def _from_hub(value: str, path: Path, trust_remote_code: bool) -> Path:

@@ -39,7 +39,7 @@ def verify(vllm_config: Any) -> None:
     Leaves the base's directory in `hf_config.mixse_base`; a value given there before (by vLLM's
     --hf-overrides) says where the base is now. Raises UserError.
     """
-    from selfmoe_ray.base_model import check_hash, resolve
+    from selfmoe_ray.base_model import check_hash, check_tensors, resolve
     from selfmoe_ray.engine.vllm_plugin.checkpoint import MixseCheckpoint, read_mixse
 
     model = vllm_config.model_config
@@ -49,6 +49,7 @@ def verify(vllm_config: Any) -> None:
     spec = mixse.spec
     base = resolve(getattr(model.hf_config, "mixse_base", None) or spec.base_model)
     check_hash(spec.base_model, spec.base_hash, base)
+    check_tensors(base.path)
     model.hf_config.mixse_base = str(base.path)
     text = model.hf_text_config
     MixseCheckpoint(mixse, Path(base.path)).check(text.num_hidden_layers, text.hidden_size)
