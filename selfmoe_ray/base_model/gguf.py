@@ -73,9 +73,10 @@ def _convert(gguf: GgufSource, out: Path) -> None:
     try:
         file = gguf.whole(out)
         reader = GGUFReader(file)
+        settings = GgufSettings.read(reader, shown)
         metadata = _metadata(reader)
         tokenizer = _tokenizer(file, metadata)
-        model = _model(file, reader, shown)
+        model = _model(file, reader, settings)
         _set_end_of_turn(model, metadata)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
@@ -94,8 +95,8 @@ def _convert(gguf: GgufSource, out: Path) -> None:
         file.unlink()
 
 
-def _model(file: Path, reader: Any, shown: Path) -> PreTrainedModel:
-    """The dequantised model, in bfloat16, with all of the file's tensors and nothing else; shown: its name to the user.
+def _model(file: Path, reader: Any, settings: GgufSettings) -> PreTrainedModel:
+    """The dequantised model, in bfloat16, with all of the file's tensors and nothing else.
 
     A block of 4-bit weights stands for bfloat16 originals with an error of some percent, beside
     which bfloat16's 0.2% does not count (SmolLM2: mean response NLL 1.50251 against 1.50256); it halves
@@ -104,7 +105,6 @@ def _model(file: Path, reader: Any, shown: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
-    settings = GgufSettings.read(reader, shown)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     settings.complete(config)
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -116,10 +116,17 @@ def _model(file: Path, reader: Any, shown: Path) -> PreTrainedModel:
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    # A tensor that it has no name for is left out without a word, so these are counted here.
+    # Of a GGUF, transformers reports neither tensors that it has no name for nor shapes other than the config's.
     report["unexpected_keys"] |= _left_over(reader, settings.architecture, model)
-    refuse_misfits(str(shown), report)
-    check_numbers(model.named_parameters(), f"base_model: {shown}")
+    with torch.device("meta"):
+        wanted = AutoModelForCausalLM.from_config(config).state_dict()
+    report["mismatched_keys"] |= {
+        (name, each.shape, wanted[name].shape)
+        for name, each in model.state_dict().items()
+        if each.shape != wanted[name].shape
+    }
+    refuse_misfits(str(settings.file), report)
+    check_numbers(model.named_parameters(), f"base_model: {settings.file}")
     return model
 
 

@@ -74,9 +74,9 @@ class GgufSettings:
     def _complete_attention(self, config: PretrainedConfig) -> None:
         values = self.values
         width = values.get("attention.key_length") or config.hidden_size // config.num_attention_heads
-        if self.architecture != "phi3":
+        if width != _head_width(config):
             config.head_dim = width
-        if hasattr(config, "sliding_window"):
+        if config.model_type in ("phi3", "mistral"):
             config.sliding_window = values.get("attention.sliding_window")
         if layers := _SCALED_BY_WIDTH.get(self.architecture):
             by_width = config.num_hidden_layers == layers
