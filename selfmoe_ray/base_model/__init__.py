@@ -1,6 +1,7 @@
 """From a `base_model` value to a local checkpoint, its tokenizer and its weights."""
 
-from selfmoe_ray.base_model.load import load_model, load_tokenizer
+from selfmoe_ray.base_model.load import check_tensors, load_model, load_tokenizer
 from selfmoe_ray.base_model.resolve import BaseModel, check_hash, resolve
+from selfmoe_ray.base_model.weights import check_values
 
-__all__ = ["BaseModel", "check_hash", "load_model", "load_tokenizer", "resolve"]
+__all__ = ["BaseModel", "check_hash", "check_tensors", "check_values", "load_model", "load_tokenizer", "resolve"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfmoe_ray.base_model.fingerprint import read_json
+from selfmoe_ray.base_model.weights import check_numbers, read_json, tensors_of
 from selfmoe_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,24 +79,81 @@ def load_model(path: str, dtype: str, device: str = "cpu", trust_remote_code: bo
     """The causal language model of a checkpoint directory, in eval mode.
 
     dtype: "float32" or "bfloat16". trust_remote_code: run Python files of the checkpoint where
-    transformers does not know its architecture; without it such a checkpoint is a UserError.
+    transformers does not know its architecture; without it such a checkpoint is a UserError, as is one with a
+    tensor that is missing, left over, of another shape, or no numbers.
     """
     import torch
+
+    model = _load(path, trust_remote_code, dtype=getattr(torch, dtype))
+    check_numbers(model.named_parameters(), f"base_model: {path}")
+    return model.to(device).eval()
+
+
+def check_tensors(path: str, trust_remote_code: bool = False) -> None:
+    """Compare a checkpoint's tensors with those that its config asks for, without memory for them.
+
+    vLLM, unlike `load_model`, does not notice where a part of a fused weight is missing. Raises UserError as
+    `load_model` does, but for values.
+    """
+    _load(path, trust_remote_code, device_map="meta")
+
+
+def _load(path: str, trust_remote_code: bool, **arguments: Any) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         with _without_adapter(path) as folder:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=getattr(torch, dtype),
                 attn_implementation=attention_of(config),
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                # They are in the report then.
+                ignore_mismatched_sizes=True,
+                **arguments,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"base_model: transformers cannot load {path}: {error}\n"
             "(code that comes with a model runs only with trust_remote_code: true)"
         ) from error
-    return model.to(device).eval()
+    refuse_misfits(path, report)
+    _check_ties(path, model)
+    return model
+
+
+def refuse_misfits(where: str, report: dict[str, Any]) -> None:
+    """Raises UserError that names what did not fit, by what transformers reports of a load."""
+    shapes = [
+        f"{name} has shape {list(found)}, not {list(wanted)}" for name, found, wanted in report["mismatched_keys"]
+    ]
+    problems = [
+        *(f"{name} is missing" for name in sorted(report["missing_keys"])),
+        *sorted(shapes),
+        *(f"{name} has no place in this architecture" for name in sorted(report["unexpected_keys"])),
+        *report["error_msgs"],
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more such tensors)" if len(problems) > 1 else ""
+        raise UserError(
+            f"base_model: {where}: {problems[0]}{more}; its tensors are not those of one whole model of its config"
+        )
+
+
+def _check_ties(path: str, model: PreTrainedModel) -> None:
+    """Raises UserError where config.json ties the output to the embedding, and the file has two that differ.
+
+    Transformers takes the two then, vLLM the embedding alone.
+    """
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if not model.config.get_text_config().tie_word_embeddings or output is None or output.weight is embedding.weight:
+        return
+    names = [name for name, each in model.named_parameters() if each is output.weight or each is embedding.weight]
+    one, other = tensors_of(Path(path), names) if embedding.weight.is_meta else (embedding.weight, output.weight)
+    if not one.equal(other):
+        raise UserError(
+            f"base_model: {path}: config.json says tie_word_embeddings, but {' and '.join(names)} differ; "
+            "one of the two files is wrong"
+        )

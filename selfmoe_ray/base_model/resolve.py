@@ -8,6 +8,8 @@ from pathlib import Path
 
 from selfmoe_ray.base_model.fingerprint import content_hash
 from selfmoe_ray.base_model.gguf import converted
+from selfmoe_ray.base_model.gguf_file import Pieces, Shards
+from selfmoe_ray.base_model.weights import check_files
 from selfmoe_ray.errors import UserError
 
 # Packages whose files, put together in this order, are one GGUF.
@@ -44,9 +46,10 @@ def resolve(value: str, trust_remote_code: bool = False) -> BaseModel:
     value: `embedded`, `embedded:gemma3-270m`, a Hugging Face id, with `@` and a branch, tag or commit if it is not to
     be the newest, a directory or a `.gguf` file.
     trust_remote_code: also fetch Python files of a hub repository (see `load.load_model`).
-    Raises UserError that says what was looked for and where.
+    Raises UserError that says what was looked for and where, or what of it is not there or left over.
     """
     path = _locate(value, trust_remote_code)
+    check_files(path)
     is_of_hub = path.parent.name == "snapshots" and not Path(value).expanduser().is_dir()
     revision = path.name if is_of_hub else ""
     return BaseModel(value, str(path), content_hash(path), trust_remote_code, revision)
@@ -92,7 +95,7 @@ def _locate(value: str, trust_remote_code: bool) -> Path:
     if value.endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"base_model: {value!r} is not there: no file {path}")
-        return converted([path], path.stem)
+        return converted(Shards.of(path), path.stem)
     return _from_hub(value, path, trust_remote_code)
 
 
@@ -112,7 +115,7 @@ def _embedded(value: str) -> Path:
                 f"{'none ' + where if spec else where}; install the project's requirements (make demo does)"
             )
         parts += files
-    return converted(parts, name)
+    return converted(Pieces(parts), name)
 
 
 def _from_hub(value: str, path: Path, trust_remote_code: bool) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import ray
 
-from selfmoe_ray.base_model import BaseModel
+from selfmoe_ray.base_model import BaseModel, check_tensors, check_values
 from selfmoe_ray.config import RunConfig
 from selfmoe_ray.domains.domain import Domain
 from selfmoe_ray.engine.plan import EnginePlan, Pool, concurrent_requests, engine_kwargs, plan_engines
@@ -30,11 +31,14 @@ def run_generation(
 ) -> Making:
     """`generate` with vLLM engines on the Ray cluster that the caller is connected to.
 
-    Raises UserError where the cluster lacks the devices asked for, before any work.
+    Raises UserError where the cluster lacks the devices asked for, and where the base's weights are not all there or
+    no numbers, which vLLM would not notice, before any work.
     """
     names = [domain.name for domain in domains]
     plan = plan_engines(config.resources.generation, names, ray.cluster_resources())
     emit("generate", message=plan.explanation)
+    check_tensors(base.path, config.trust_remote_code)
+    check_values(Path(base.path))
     with EnginePools(config, base, plan, emit) as pools:
         yield from generate(domains, todo, config, run_dir, pools.complete, emit, plan.devices)
 

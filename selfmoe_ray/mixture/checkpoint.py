@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from selfmoe_ray.base_model import BaseModel, check_hash, load_model, load_tokenizer, resolve
 from selfmoe_ray.base_model.outline import Outline, architectures, read_config
 from selfmoe_ray.base_model.resolve import split_revision
 from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, AdapterFile, adapter_key
 from selfmoe_ray.mixture.decoder import decoder_linears
 from selfmoe_ray.mixture.mixse_dir import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     ARCHITECTURE_PREFIX,
     EXPERTS,
     ROUTER_WEIGHTS,
     SECTION,
-    AdapterFile,
     MixseDir,
-    adapter_key,
     check_router,
     read_thetas,
     section_of,
@@ -35,12 +31,16 @@ from selfmoe_ray.mixture.mixse_dir import (
 )
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.mixture.tensor_file import write_tensors
 
 GENERATION_CONFIG = "generation_config.json"
 
 
 def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
-    """Write one expert as a stock PEFT adapter that `PeftModel.from_pretrained` loads."""
+    """Write one expert as a stock PEFT adapter that `PeftModel.from_pretrained` loads.
+
+    Raises UserError where it holds values that are no numbers.
+    """
     from peft import LoraConfig, TaskType
 
     spec = model.spec
@@ -51,8 +51,7 @@ def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
         tensors[adapter_key(name, "A")] = a.detach()[:rank].contiguous().cpu()
         tensors[adapter_key(name, "B")] = b.detach()[:, :rank].contiguous().cpu()
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "base_model": spec.base_model, "base_hash": spec.base_hash}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata=metadata)
+    write_tensors(folder / ADAPTER_WEIGHTS, tensors, spec.base_model, spec.base_hash)
     where = split_revision(spec.base_model)[0] if spec.base_revision else spec.base_model
     LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -68,9 +67,9 @@ def save_expert(model: MixtureModel, expert: int, folder: Path) -> None:
 def load_expert(model: MixtureModel, expert: int, folder: Path) -> None:
     """Read a PEFT adapter into one expert; linears that it does not target stay without change.
 
-    Raises UserError as `AdapterFile.check`.
+    Raises UserError as `AdapterFile.check`, and for values that are no numbers.
     """
-    adapter = AdapterFile(folder / ADAPTER_WEIGHTS, model.spec.ranks[expert], model.spec)
+    adapter = AdapterFile(folder, expert, model.spec)
     linears = {name: [linear.lora(expert)[1].shape[0], linear.lora(expert)[0].shape[1]]
                for name, linear in model.linears.items()}  # fmt: skip
     adapter.check(linears, is_whole=True)
@@ -84,10 +83,10 @@ def load_expert(model: MixtureModel, expert: int, folder: Path) -> None:
 
 
 def save_router(model: MixtureModel, folder: Path) -> None:
-    """Write theta."""
+    """Write theta. Raises UserError where it holds no finite numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().contiguous().cpu() for name, value in model.router.state_dict().items()}
-    save_file(tensors, folder / ROUTER_WEIGHTS, metadata={"format": "pt", "base_hash": model.spec.base_hash})
+    write_tensors(folder / ROUTER_WEIGHTS, tensors, model.spec.base_model, model.spec.base_hash)
 
 
 def load_router(model: MixtureModel, folder: Path) -> None:
@@ -224,45 +223,20 @@ def from_adapters(
 ) -> MixtureModel:
     """A mixture of existing PEFT LoRA adapters on a loaded base, with a fresh router.
 
-    Ranks and alphas may differ. Raises UserError for what the stacked layer cannot express
-    (DoRA, biases, modules saved whole, rank patterns).
+    Ranks and alphas may differ. Raises UserError for what the stacked layer cannot express (DoRA, biases, modules
+    saved whole, rank patterns, starts that changed the base), and as `load_expert`.
     """
-    configs = [_read_adapter_config(folder) for folder in adapters.values()]
+    configs = [AdapterConfig.read(folder) for folder in adapters.values()]
     spec = MixtureSpec(
         experts=tuple(adapters),
-        ranks=tuple(config["r"] for config in configs),
-        alphas=tuple(_effective_alpha(config) for config in configs),
+        ranks=tuple(config.r for config in configs),
+        alphas=tuple(config.alpha for config in configs),
         num_experts_per_tok=num_experts_per_tok,
         router=router,
-        base_model=str(configs[0].get("base_model_name_or_path") or ""),
+        base_model=configs[0].base_model,
         base_hash=base_hash,
     )
     model = attach(base, spec)
     for index, folder in enumerate(adapters.values()):
         load_expert(model, index, folder)
     return model
-
-
-def _read_adapter_config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no {ADAPTER_CONFIG}; give the folder of a PEFT LoRA adapter") from None
-    refused = {
-        "peft_type": config.get("peft_type") != "LORA",
-        "use_dora": config.get("use_dora"),
-        "bias": config.get("bias", "none") != "none",
-        "modules_to_save": config.get("modules_to_save"),
-        "rank_pattern": config.get("rank_pattern"),
-        "alpha_pattern": config.get("alpha_pattern"),
-    }
-    for field, refuse in refused.items():
-        if refuse:
-            raise UserError(f"{path}: {field} = {config.get(field)!r} cannot be part of a mixture; plain LoRA can")
-    return config
-
-
-def _effective_alpha(config: dict[str, Any]) -> float:
-    """alpha such that alpha / r is the adapter's scaling; rank-stabilised LoRA scales by alpha / sqrt(r)."""
-    return config["lora_alpha"] * (config["r"] ** 0.5 if config.get("use_rslora") else 1.0)

@@ -9,22 +9,17 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor
 
-from selfmoe_ray.base_model import BaseModel
+from selfmoe_ray.base_model import BaseModel, check_hash
+from selfmoe_ray.base_model.sizes import read_sizes
 from selfmoe_ray.config import Section
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_key
 from selfmoe_ray.mixture.checkpoint import assemble_mixse
-from selfmoe_ray.mixture.mixse_dir import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    ROUTER_WEIGHTS,
-    MixseDir,
-    adapter_key,
-    theta_key,
-)
+from selfmoe_ray.mixture.mixse_dir import ROUTER_WEIGHTS, MixseDir, theta_key
 from selfmoe_ray.mixture.systems import MERGES, Merge
+from selfmoe_ray.mixture.tensor_file import write_tensors
 
 # A [r, in] and B [out, r] of a linear.
 Pair = tuple[Tensor, Tensor]
@@ -74,10 +69,12 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
     """Write a `mixse` directory whose experts are the merges of another one's, by the names of MERGES.
 
     Each is a stock PEFT adapter. Their router is all zeros: requests name a merge as their gate.
-    mixse: the directory that is merged.
+    mixse: the directory that is merged. Raises UserError as `MixseDir.open` and `MixseDir.check`, and for
+    another base than the mixture's.
     """
     read = MixseDir.open(mixse)
     spec = read.spec
+    check_hash(spec.base_model, spec.base_hash, base)
     rank = config.rank or sum(spec.ranks)
     merged = spec.model_copy(
         update={
@@ -87,8 +84,8 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
             "num_experts_per_tok": 1,
         }
     )
-    for adapter in read.adapters:
-        adapter.check({})
+    sizes = read_sizes(base.path)
+    read.check(Path(base.path), sizes.layers, sizes.hidden)
     experts = [{module: (a, b) for module, a, b in adapter.pairs()} for adapter in read.adapters]
     with tempfile.TemporaryDirectory() as temporary:
         parts: dict[str, Path] = {method: Path(temporary) / method for method in MERGES}
@@ -96,8 +93,7 @@ def merge_mixture(mixse: Path, folder: Path, config: MergeConfig, base: BaseMode
             part = parts[method]
             part.mkdir()
             tensors = merge_adapters(experts, spec.scalings, method, config, rank)
-            metadata = {"format": "pt", "base_model": spec.base_model, "base_hash": spec.base_hash}
-            save_file(tensors, part / ADAPTER_WEIGHTS, metadata=metadata)
+            write_tensors(part / ADAPTER_WEIGHTS, tensors, spec.base_model, spec.base_hash)
             _write_adapter_config([adapter.path.parent for adapter in read.adapters], part, rank)
         _write_router(read, Path(temporary))
         assemble_mixse(merged, parts, Path(temporary), folder, base)
@@ -135,4 +131,4 @@ def _write_adapter_config(adapters: Sequence[Path], folder: Path, rank: int) -> 
 
 def _write_router(read: MixseDir, folder: Path) -> None:
     zeros = {theta_key(index): torch.zeros(len(MERGES), theta.shape[1]) for index, theta in enumerate(read.thetas())}
-    save_file(zeros, folder / ROUTER_WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / ROUTER_WEIGHTS, zeros, read.spec.base_model, read.spec.base_hash)

@@ -9,35 +9,26 @@ mixse/                         tokenizer and generation files of the base
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from selfmoe_ray.base_model.weights import tensor_shapes
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.adapter import AdapterFile
 from selfmoe_ray.mixture.spec import MixtureSpec
+from selfmoe_ray.mixture.tensor_file import Shapes, check_base, misfits, read_header, read_tensors
 
 # Raised by whatever an older version could not read rightly; a section without one is of the first.
 FORMAT = 1
 SECTION = "mixse"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 ROUTER_WEIGHTS = "router.safetensors"
 EXPERTS = "experts"
 # Of the architecture that a mixture has in vLLM, before its base's.
 ARCHITECTURE_PREFIX = "Mixse"
-
-_ADAPTER_PREFIX = "base_model.model."
-Shapes = dict[str, list[int]]
-
-
-def adapter_key(module: str, matrix: str) -> str:
-    """PEFT's name of the matrix "A" or "B" of a linear."""
-    return f"{_ADAPTER_PREFIX}{module}.lora_{matrix}.weight"
 
 
 def theta_key(index: int) -> str:
@@ -51,64 +42,6 @@ def section_of(spec: MixtureSpec) -> dict[str, Any]:
     if not spec.base_revision:
         del section["base_revision"]
     return section
-
-
-@dataclass(frozen=True)
-class AdapterFile:
-    """The weight file of one expert; rank: the one that the mixture's spec has for it."""
-
-    path: Path
-    rank: int
-    spec: MixtureSpec
-
-    def check(self, linears: Mapping[str, Sequence[int]], is_whole: bool = False) -> None:
-        """Raises UserError where the file is missing or damaged, of another base, half, or does not fit.
-
-        linears: [out, in] by module name; is_whole: whether a linear that is not among them is not there.
-        """
-        metadata, shapes = read_header(self.path)
-        made_for = metadata.get("base_hash")
-        if made_for and self.spec.base_hash and made_for != self.spec.base_hash:
-            raise UserError(
-                f"{self.path}: made for base model {metadata.get('base_model')!r} (hash {made_for}), "
-                f"this mixture's is {self.spec.base_model!r} (hash {self.spec.base_hash})"
-            )
-        named = [(name, *self._parse(name)) for name in shapes]
-        if unknown := [name for name, module, _ in named if is_whole and module not in linears]:
-            raise UserError(f"{self.path}: {unknown[0]} has no place in this base model ({len(unknown)} such tensors)")
-        for name, module, matrix in named:
-            partner = adapter_key(module, "B" if matrix == "A" else "A")
-            if partner not in shapes:
-                raise UserError(f"{self.path}: {name} has no {partner}")
-            self._check_shape(name, shapes[name], matrix, module, linears.get(module))
-
-    def _check_shape(
-        self, name: str, shape: Sequence[int], matrix: str, module: str, linear: Sequence[int] | None
-    ) -> None:
-        if linear is None:
-            return
-        wanted = [self.rank, linear[1]] if matrix == "A" else [linear[0], self.rank]
-        if list(shape) != wanted:
-            raise UserError(
-                f"{self.path}: {name} has shape {list(shape)}, but r is {self.rank} and {module} is {list(linear)}"
-            )
-
-    @property
-    def modules(self) -> list[str]:
-        """The linears that the expert changes, by their module names."""
-        return [module for module, matrix in map(self._parse, read_header(self.path)[1]) if matrix == "A"]
-
-    def pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Each linear's module name, A [r, in] and B [out, r]."""
-        with _open(self.path) as file:
-            for module in self.modules:
-                yield module, file.get_tensor(adapter_key(module, "A")), file.get_tensor(adapter_key(module, "B"))
-
-    def _parse(self, name: str) -> tuple[str, str]:
-        module, _, matrix = name.removeprefix(_ADAPTER_PREFIX).rpartition(".lora_")
-        if not name.startswith(_ADAPTER_PREFIX) or matrix not in ("A.weight", "B.weight"):
-            raise UserError(f"{self.path}: {name} is not a plain LoRA weight")
-        return module, matrix[0]
 
 
 @dataclass(frozen=True)
@@ -132,17 +65,22 @@ class MixseDir:
 
     def adapter(self, index: int) -> AdapterFile:
         """An expert's weights."""
-        return AdapterFile(
-            self.folder / EXPERTS / self.spec.experts[index] / ADAPTER_WEIGHTS, self.spec.ranks[index], self.spec
-        )
+        return AdapterFile(self.folder / EXPERTS / self.spec.experts[index], index, self.spec)
 
     @property
     def adapters(self) -> list[AdapterFile]:
         """All experts' weights, in order."""
         return [self.adapter(index) for index in range(len(self.spec.experts))]
 
-    def check_router(self, num_layers: int, hidden_size: int) -> None:
-        """Raises UserError where the router is missing, damaged, or of other shapes than this base needs."""
+    def check(self, base: Path, num_layers: int, hidden_size: int) -> None:
+        """Compare every file's header with the base's, which is in this directory.
+
+        Raises UserError as `AdapterFile.check`, and where the router is missing, damaged, of another base, or not
+        what this base needs.
+        """
+        linears = {name.removesuffix(".weight"): shape for name, shape in tensor_shapes(base).items()}
+        for adapter in self.adapters:
+            adapter.check(linears)
         check_router(self.folder, self.spec, num_layers, hidden_size)
 
     def thetas(self) -> list[Tensor]:
@@ -170,34 +108,20 @@ def parse_section(section: Any, folder: Path) -> MixtureSpec:
 
 
 def check_router(folder: Path, spec: MixtureSpec, num_layers: int, hidden_size: int) -> None:
-    """See `MixseDir.check_router`; folder: the one that the router's file is in."""
+    """See `MixseDir.check`; folder: the one that the router's file is in."""
     count = num_layers if spec.router.scope == "layer" else 1
     wanted = {theta_key(index): [len(spec.experts), hidden_size] for index in range(count)}
     path = folder / ROUTER_WEIGHTS
-    _, found = read_header(path)
-    if found != wanted:
-        raise UserError(f"{path}: this base needs {_summary(wanted)}, the file has {_summary(found)}")
+    metadata, found = read_header(path)
+    if problems := misfits(found, wanted):
+        raise UserError(f"{path}: this base needs {_summary(wanted)}, the file has {_summary(found)}: {problems[0]}")
+    check_base(path, metadata, spec.base_model, spec.base_hash)
 
 
 def read_thetas(folder: Path) -> list[Tensor]:
-    """See `MixseDir.thetas`; folder: the one that the router's file is in."""
-    with _open(folder / ROUTER_WEIGHTS) as file:
-        return [file.get_tensor(theta_key(index)) for index in range(len(file.keys()))]
-
-
-def read_header(path: Path) -> tuple[dict[str, str], Shapes]:
-    """Metadata, and shapes by name, of a safetensors file. Raises UserError where it is missing or damaged."""
-    with _open(path) as file:
-        return file.metadata() or {}, {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; the checkpoint is not complete") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error})") from None
+    """See `MixseDir.thetas`; folder: the one that the router's file is in. Raises UserError as `read_tensors`."""
+    path = folder / ROUTER_WEIGHTS
+    return list(read_tensors(path, map(theta_key, range(len(read_header(path)[1])))))
 
 
 def _summary(shapes: Shapes) -> str:

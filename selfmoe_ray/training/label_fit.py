@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selfmoe_ray.base_model.weights import check_numbers
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.mixture.router import Router
@@ -49,12 +50,13 @@ def fit_to_labels(
     is the mean cross-entropy over tokens and layers; tau is left to the router's use.
 
     Memory: 2 bytes x layers x tokens x hidden (0.6 GB for 16,384 tokens of 30 layers of 576; 2.8 GB
-    for 28 layers of 3,072).
+    for 28 layers of 3,072). Raises UserError where the fit does not end in numbers.
     """
     held_out, train = _draw_rows(rows, model.spec.experts, tokens, seed)
     train_features = collect_features(model, train, pad_token_id)
     scale = _scale(train_features.hidden, model.router)
     _regress(model.router, train_features, scale, seed)
+    check_numbers(model.router.named_parameters(), "the router's fit to the domain labels")
     held_out_features = collect_features(model, held_out, pad_token_id) if held_out else None
     return FitReport(
         train_tokens=len(train_features.labels),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfmoe_ray.engine import patches
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow, collate
+from selfmoe_ray.training.deepspeed_engine import load_state, make_engine, save_state
 from selfmoe_ray.training.schedule import Schedule, StepRow, micro_batches, step_rows
 
-CHECKPOINT_TAG = "state"
 # Times the loss of a guess among all tokens: no text is so unlikely to a model that still works.
 _WORST = 4
+# Times a learner's largest weight at its start: no training that works makes one so large.
+_GROWTH = 1000
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class TrainingLoop:
     A step holds a batch of every learner that is not finished. The loss is the sum over learners of
     the mean NLL over the learner's response tokens of the whole step, so each learner's gradient is
     the one it would get alone, whatever the workers, micro-batches and ZeRO stage. A finished
-    learner has learning rate 0: neither momentum nor weight decay moves it. A loss or a weight that is no number,
-    or far worse than a guess, ends the run with a UserError that names the learner.
+    learner has learning rate 0: neither momentum nor weight decay moves it. A loss or a weight that is no number, a
+    loss far worse than a guess's, and weights that have grown out of all measure end the run with a UserError that
+    names the learner.
 
     The base keeps its dtype (bfloat16 or float32) and is frozen; what is trained, its gradients and
     its AdamW state are float32. Gradients are not clipped.
@@ -106,7 +107,9 @@ class TrainingLoop:
         model.train_only([parameter for learner in learners for parameter in learner.parameters])
         if settings.gradient_checkpointing:
             _checkpoint_layers(model)
-        self.engine = _make_engine(model, learners, settings)
+        groups = [{"params": each.parameters, "lr": 0.0, "weight_decay": each.weight_decay} for each in learners]
+        self.engine = make_engine(model, groups, settings.zero_stage, settings.micro_batch_size)
+        self._start_sizes = self._sizes()
 
     def run(
         self, on_step: Callable[[StepReport], None], on_checkpoint: Callable[[TrainingLoop], None]
@@ -128,12 +131,14 @@ class TrainingLoop:
 
     def save(self, folder: Path) -> None:
         """Write what is trained, the optimizer state and the history; every worker calls this."""
-        state = {"step": self.step, "history": [vars(report) for report in self.history]}
-        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=state, exclude_frozen_parameters=True)
+        save_state(self.engine, folder, {"step": self.step, "history": [vars(report) for report in self.history]})
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote with the same learners, workers and ZeRO stage."""
-        _, state = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
+        """Continue from what `save` wrote with the same learners, workers and ZeRO stage.
+
+        Raises UserError where that is not all there.
+        """
+        state = load_state(self.engine, folder)
         self.step = state["step"]
         self.history = [StepReport(**report) for report in state["history"]]
 
@@ -158,7 +163,7 @@ class TrainingLoop:
             self.engine.step()
         # With ZeRO DeepSpeed leaves such a step out by itself, with a line in the log.
         if not is_finite or not self.engine.was_step_applied():
-            raise self._diverged(self._largest(), f"a gradient of step {self.step + 1} is no number")
+            raise self._diverged(self._largest(), self.step + 1, "a gradient is no number")
         return losses, sum(row.length for row in rows)
 
     def _refuse_divergence(self, losses: dict[str, float]) -> None:
@@ -168,16 +173,15 @@ class TrainingLoop:
             # Not a number compares false with everything.
             if not loss <= most:
                 # A weight that overflows makes the losses of all rows in its batch no numbers.
-                raise self._diverged(
-                    name if math.isfinite(loss) else self._largest(),
-                    f"its loss at step {self.step + 1} is {loss:.4g} nats a token",
-                )
+                learner = name if math.isfinite(loss) else self._largest()
+                raise self._diverged(learner, self.step + 1, f"its loss is {loss:.4g} nats a token")
 
-    def _diverged(self, learner: str, what: str) -> UserError:
+    def _diverged(self, learner: str, step: int, what: str) -> UserError:
+        rates = next(each for each in self.learners if each.name == learner).schedule.learning_rates
         return UserError(
-            f"training of {learner!r} diverged at step {self.step + 1} of {self.steps}: {what}.\n"
-            f"  lower its learning rate ({self._rate(learner):g} in this step) or look at its rows; what was written "
-            "before is kept"
+            f"training of {learner!r} diverged at step {step} of {self.steps}: {what}.\n"
+            f"  lower its learning rate ({rates[min(step, len(rates)) - 1]:g} in this step) or look at its rows; what "
+            "was written before is kept"
         )
 
     def _gradients_are_finite(self) -> bool:
@@ -186,27 +190,30 @@ class TrainingLoop:
         torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return bool(finite)
 
-    def _largest(self) -> str:
-        """The learner with the largest weight: gradients overflow where weights have grown."""
+    def _sizes(self) -> Tensor:
+        """Each learner's largest weight [learners], infinite where one is no number."""
         sizes = torch.stack([
             torch.stack([getattr(each, "ds_tensor", each).detach().abs().max() for each in learner.parameters]).max()
             for learner in self.learners
-        ]).float()  # fmt: skip
+        ]).float().nan_to_num(math.inf, math.inf)  # fmt: skip
         torch.distributed.all_reduce(sizes, torch.distributed.ReduceOp.MAX)
-        return self.learners[int(sizes.nan_to_num(math.inf).argmax())].name
+        return sizes
 
-    def _rate(self, name: str) -> float:
-        rates = next(each for each in self.learners if each.name == name).schedule.learning_rates
-        return rates[min(self.step, len(rates) - 1)]
+    def _largest(self) -> str:
+        """The learner with the largest weight: gradients overflow where weights have grown."""
+        return self.learners[int(self._sizes().argmax())].name
 
     def check_weights(self) -> None:
-        """Raises UserError where what is trained holds anything but numbers, before it is written anywhere.
+        """Raises UserError where what is trained is no longer fit to go on from, before it is written anywhere.
 
-        Of weights that ZeRO-3 has split, nothing is seen unless they are gathered.
+        Every worker calls it.
         """
-        for learner in self.learners:
-            if not all(bool(parameter.isfinite().all()) for parameter in learner.parameters):
-                raise self._diverged(learner.name, "its weights are no numbers")
+        sizes = zip(self.learners, self._start_sizes.tolist(), self._sizes().tolist(), strict=True)
+        for learner, start, size in sizes:
+            if size > _GROWTH * start:
+                grown = f"its largest weight has grown from {start:.3g} to {size:.3g}"
+                what = grown if math.isfinite(size) else "its weights are no numbers"
+                raise self._diverged(learner.name, max(1, self.step), what)
 
     def _accumulate(self, micro_batch: Sequence[StepRow]) -> Tensor:
         """Add a micro-batch's gradients; returns its part of each learner's loss [learners]."""
@@ -232,13 +239,26 @@ class TrainingLoop:
 def _checkpoint_layers(model: MixtureModel) -> None:
     """Have activations of decoder layers computed again in the backward pass.
 
-    Transformers does so for layers in training mode only; what is in them stays in eval mode, so that a base with
-    dropout computes the same with and without.
+    Transformers does so for layers in training mode only, so they are in it until they compute: a base with dropout
+    computes the same with and without.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     model.base.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in model.base.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
+    for layer in model.base.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
+            layer.register_forward_pre_hook(_leave_training_mode)
+            # A second pass ends by an exception as soon as it has what the backward pass needs.
+            layer.register_forward_hook(_enter_training_mode, always_call=True)
+
+
+def _leave_training_mode(layer: nn.Module, _: Any) -> None:
+    layer.training = False
+
+
+def _enter_training_mode(layer: nn.Module, _: Any, __: Any) -> None:
+    layer.training = True
 
 
 def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, batch: dict[str, Tensor]) -> Tensor:
@@ -262,43 +282,3 @@ def response_nll(forward: Callable[..., Any], model: MixtureModel, gate: Gate, b
         hook.remove()
     nll = F.cross_entropy(output.logits.float(), labels[predicts], reduction="none")
     return torch.zeros(len(labels), device=nll.device).index_add(0, predicts.nonzero()[:, 0], nll)
-
-
-def import_deepspeed() -> Any:
-    """The deepspeed module, told to use the device that torch sees and to compile nothing."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import deepspeed
-
-    patches.checked(patches.NO_COMPILED_COLLECTIVE)["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def _make_engine(model: MixtureModel, learners: Sequence[Learner], settings: LoopSettings) -> Any:
-    groups = [{"params": learner.parameters, "lr": 0.0, "weight_decay": learner.weight_decay} for learner in learners]
-    deepspeed = import_deepspeed()
-    config = {
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        # The number of micro-batches differs between steps: `engine.step()` alone ends one.
-        "managed_gradient_accumulation": False,
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
-        # Its default of 1 is a norm over all learners, which would couple them.
-        "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-    if settings.zero_stage == 3:
-        _split(model, deepspeed, config)
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    return engine
-
-
-def _split(model: MixtureModel, deepspeed: Any, config: dict[str, Any]) -> None:
-    """Take parameter after parameter to the device and keep this worker's share there, as `initialize` would only
-    do with all of them at once."""
-    deepspeed.zero.Init(module=model, config_dict_or_path=config)
-    device = deepspeed.accelerator.get_accelerator().current_device_name()
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))

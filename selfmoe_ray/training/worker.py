@@ -20,6 +20,7 @@ from selfmoe_ray.mixture.parameters import count_parameters
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.run.run_dir import RunDir
 from selfmoe_ray.training.dataset import TokenizedRow
+from selfmoe_ray.training.deepspeed_engine import import_deepspeed
 from selfmoe_ray.training.label_fit import fit_to_labels
 from selfmoe_ray.training.loop import (
     GateOf,
@@ -28,7 +29,6 @@ from selfmoe_ray.training.loop import (
     StepReport,
     TrainingLoop,
     domain_gate,
-    import_deepspeed,
 )
 from selfmoe_ray.training.schedule import make_schedule
 
@@ -172,7 +172,7 @@ def _start_router(job: TrainerJob, model: MixtureModel, notify: Notify) -> None:
         notify(message="fitted to the domain labels", tokens=report.train_tokens, accuracy=accuracy)
         with storage.local_folder_to_write(fitted) as folder:
             save_router(model, folder)
-            (folder / "fit.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+            (folder / "fit.json").write_text(json.dumps(asdict(report), indent=2, allow_nan=False) + "\n")
     torch.distributed.barrier()
     with storage.local_folder_to_read(fitted) as folder:
         load_router(model, folder)
@@ -220,4 +220,4 @@ def _write_metrics(folder: Path, loop: TrainingLoop, learner: Learner) -> None:
                 "loss": loop.history[step].losses[learner.name],
                 "learning_rate": learner.schedule.learning_rates[step],
             }
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")

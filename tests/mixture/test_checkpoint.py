@@ -118,34 +118,71 @@ def test_adapters_that_are_more_than_lora_are_refused(
         from_adapters(load_base(), {"a": tmp_path}, RouterConfig())
 
 
-def _damage_base(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["mixse"]["base_hash"] = "0" * 16
-    (folder / "config.json").write_text(json.dumps(config))
+Change = Callable[[dict[str, torch.Tensor]], Any]
+EXPERT, ROUTER = "experts/math/adapter_model.safetensors", "router.safetensors"
+A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
 
 
-def _damage_section(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["mixse"]["experts"] = []
-    (folder / "config.json").write_text(json.dumps(config))
+def section(**values: Any) -> Callable[[Path], None]:
+    """Give a directory's section other values."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["mixse"] |= values
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
 
 
-def _make_newer(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["mixse"]["format"] = FORMAT + 1
-    (folder / "config.json").write_text(json.dumps(config))
+def adapter_config(**values: Any) -> Callable[[Path], None]:
+    """Give the config of an expert's adapter other values."""
+
+    def change(folder: Path) -> None:
+        path = folder / "experts/math/adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
 
 
-def _halve(folder: Path) -> None:
-    path = folder / "experts/math/adapter_model.safetensors"
-    tensors = load_file(path)
-    del tensors[next(name for name in tensors if name.endswith("lora_B.weight"))]
-    save_file(tensors, path)
+def tensors(file: str, edit: Change, **metadata: str) -> Callable[[Path], None]:
+    """Give a file other tensors."""
+
+    def change(folder: Path) -> None:
+        found = load_file(folder / file)
+        edit(found)
+        save_file({name: value.contiguous() for name, value in found.items()}, folder / file, metadata=metadata)
+
+    return change
 
 
-def _damage_shape(folder: Path) -> None:
-    path = folder / "router.safetensors"
-    save_file({name: value[:, :-1].contiguous() for name, value in load_file(path).items()}, path)
+_make_newer = section(format=FORMAT + 1)
+
+
+def _cut(found: dict[str, torch.Tensor]) -> None:
+    for name in found:
+        found[name] = found[name][:, :-1]
+
+
+def _leave_out_a_linear(found: dict[str, torch.Tensor]) -> None:
+    del found[A], found[A.replace("lora_A", "lora_B")]
+
+
+def _rename(found: dict[str, torch.Tensor]) -> None:
+    found["router.1.weight"] = found.pop("theta.1.weight")
+
+
+def _spoil(name: str, value: float) -> Change:
+    def edit(found: dict[str, torch.Tensor]) -> None:
+        found[name][0, 0] = value
+
+    return edit
+
+
+def _pack(name: str) -> Change:
+    def edit(found: dict[str, torch.Tensor]) -> None:
+        found[name] = found[name].to(torch.float8_e4m3fn)
+
+    return edit
 
 
 def _truncate(folder: Path) -> None:
@@ -155,17 +192,67 @@ def _truncate(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json; give the `mixse` directory"),
-    "bad section": (_damage_section, "no valid `mixse` section"),
-    "other base": (_damage_base, "has content hash .* but this adapter or mixture was made for"),
-    "no router": (lambda folder: (folder / "router.safetensors").unlink(), "router.safetensors: missing"),
-    "no expert": (lambda folder: (folder / "experts/math/adapter_model.safetensors").unlink(), "math.*missing"),
-    "router shape": (
-        _damage_shape,
-        r"needs 2 matrices of shape \[3, 64\], the file has 2 .* \[3, 63\]",
-    ),
+    "bad section": (section(experts=[]), "no valid `mixse` section"),
     "newer format": (_make_newer, r"mixse.format is 2, this version of selfmoe_ray reads up to 1"),
-    "half an expert": (_halve, r"lora_A.weight has no .*lora_B.weight"),
+    "other base": (section(base_hash="0" * 16), "has content hash .* but this adapter or mixture was made for"),
+    "no router": (lambda folder: (folder / ROUTER).unlink(), "router.safetensors: missing"),
+    "router shape": (
+        tensors(ROUTER, _cut),
+        r"needs 2 matrices of shape \[3, 64\], the file has 2 .* \[3, 63\]: theta.0.weight has shape",
+    ),
+    "a layer without router": (
+        tensors(ROUTER, lambda found: found.pop("theta.1.weight")),
+        "router.safetensors: .*: theta.1.weight is missing",
+    ),
+    "another format of router": (tensors(ROUTER, _rename), "router.safetensors: .*: theta.1.weight is missing"),
+    "more than a router": (
+        tensors(ROUTER, lambda found: found.update(tau=torch.ones(1))),
+        "router.safetensors: .*: tau has no place in it",
+    ),
+    "router of another base": (
+        tensors(ROUTER, lambda found: None, base_model="other", base_hash="f" * 16),
+        "router.safetensors: made for base model 'other'",
+    ),
+    "router of no numbers": (
+        tensors(ROUTER, _spoil("theta.1.weight", float("nan"))),
+        "router.safetensors: theta.1.weight holds values that are no finite numbers",
+    ),
+    "packed router": (tensors(ROUTER, _pack("theta.0.weight")), "theta.0.weight is float8_e4m3fn; give it in float32"),
+    "no expert": (lambda folder: (folder / EXPERT).unlink(), "math.*missing"),
     "damaged file": (_truncate, "math/adapter_model.safetensors: damaged"),
+    "half an expert": (
+        tensors(EXPERT, lambda found: found.pop(A.replace("lora_A", "lora_B"))),
+        r"up_proj.lora_A.weight has no .*lora_B.weight",
+    ),
+    "an expert without a linear": (
+        tensors(EXPERT, _leave_out_a_linear),
+        "layers.1.mlp.up_proj.lora_A.weight is missing, a target of adapter_config.json",
+    ),
+    "a linear that is no target": (
+        adapter_config(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]),
+        "layers.0.mlp.up_proj.lora_A.weight is no target of adapter_config.json",
+    ),
+    "more than an expert": (
+        tensors(EXPERT, lambda found: found.update({"base_model.model.lm_head.weight": torch.ones(2, 2)})),
+        "base_model.model.lm_head.weight is not a plain LoRA weight",
+    ),
+    "an expert of no numbers": (
+        tensors(EXPERT, _spoil(A, float("inf"))),
+        "math/adapter_model.safetensors: .*up_proj.lora_A.weight holds values that are no finite numbers",
+    ),
+    "a packed expert": (tensors(EXPERT, _pack(A)), "up_proj.lora_A.weight is float8_e4m3fn"),
+    "another alpha": (
+        adapter_config(lora_alpha=32),
+        "r is 4 and alpha 32, the mixture's config.json has 4 and 8 for 'math'",
+    ),
+    "another rank": (section(ranks=[4, 8, 4]), "r is 4 and alpha 8, the mixture's config.json has 8 and 8 for 'math'"),
+    "no adapter config": (
+        lambda folder: (folder / "experts/math/adapter_config.json").unlink(),
+        "experts/math: no adapter_config.json",
+    ),
+    "a start that changed the base": (adapter_config(init_lora_weights="pissa_niter_4"), "init_lora_weights = 'pissa"),
+    "an adapter that waits for its tokens": (adapter_config(alora_invocation_tokens=[1]), "alora_invocation_tokens"),
+    "a setting of later": (adapter_config(use_something_new=True), "use_something_new = True cannot be part"),
 }
 
 
@@ -176,6 +263,18 @@ def test_a_damaged_checkpoint_is_named(damage: str, model: MixtureModel, base: B
     change(tmp_path)
     with pytest.raises(UserError, match=message):
         load_mixse(tmp_path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_merging_refuses_what_loading_refuses(
+    damage: str, model: MixtureModel, base: BaseModel, tmp_path: Path
+) -> None:
+    save_mixse(model, tmp_path / "mixse", base)
+    change, message = DAMAGES[damage]
+    change(tmp_path / "mixse")
+    with pytest.raises(UserError, match=message):
+        merge_mixture(tmp_path / "mixse", tmp_path / "merged", MergeConfig(), base)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_directory_says_its_format_and_one_that_does_not_is_of_the_first(
@@ -193,13 +292,6 @@ def test_what_is_no_format_is_refused(found: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"mixse": {"format": found, "experts": ["math"]}}))
     with pytest.raises(UserError, match=r"mixse\.format is .*; it is a whole number from 1 on"):
         MixseDir.open(tmp_path)
-
-
-def test_merging_refuses_a_newer_format_too(model: MixtureModel, base: BaseModel, tmp_path: Path) -> None:
-    save_mixse(model, tmp_path / "mixse", base)
-    _make_newer(tmp_path / "mixse")
-    with pytest.raises(UserError, match=r"mixse\.format is 2"):
-        merge_mixture(tmp_path / "mixse", tmp_path / "merged", MergeConfig(), base)
 
 
 def test_an_adapter_of_another_base_is_refused(model: MixtureModel, base: BaseModel, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from selfmoe_ray.base_model import load_model, resolve
 from selfmoe_ray.config import MixtureConfig
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.adapter import adapter_key
 from selfmoe_ray.mixture.checkpoint import load_mixse, read_spec, save_mixse
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.merging import MergeConfig, factorise, merge, merge_adapters, merge_mixture
-from selfmoe_ray.mixture.mixse_dir import adapter_key
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.mixture.systems import MERGES

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.mixture.checkpoint import save_expert, save_router
 from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.training.dataset import collate
 from selfmoe_ray.training.loop import LoopSettings, response_nll
@@ -153,42 +154,126 @@ def test_two_workers_and_every_zero_stage_give_the_same_experts(fused, tiny_mode
         assert_same(torch.load(tmp_path / f"zero{stage}.pt"), fused[1])
 
 
-def wild_loop(base, zero_stage=0):
+def wild_loop(base, zero_stage=0, good_steps=0, every=1):
+    """A loop whose second learner gets a rate of 1e6 after its first steps."""
     model = tiny.make_mixture(base, ["ant", "bee"])
-    loop = tiny.expert_loop(model, replace(SETTINGS, zero_stage=zero_stage, checkpoint_every_steps=1))
-    rates = tuple(1e6 for _ in loop.learners[1].schedule.learning_rates)
-    loop.learners[1] = replace(loop.learners[1], schedule=replace(loop.learners[1].schedule, learning_rates=rates))
+    loop = tiny.expert_loop(model, replace(SETTINGS, zero_stage=zero_stage, checkpoint_every_steps=every))
+    schedule = loop.learners[1].schedule
+    rates = schedule.learning_rates[:good_steps] + (1e6,) * (schedule.steps - good_steps)
+    loop.learners[1] = replace(loop.learners[1], schedule=replace(schedule, learning_rates=rates))
     return model, loop
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_a_learner_that_diverges_ends_the_run_by_name_and_nothing_of_it_is_reported(tiny_model_dir, zero_stage):
-    _, loop = wild_loop(tiny_model_dir(), zero_stage)
-    reports, checkpoints = [], []
+    _, loop = wild_loop(tiny_model_dir(), zero_stage, every=50)
+    reports = []
     with pytest.raises(
-        UserError, match=r"training of 'bee' diverged at step \d of \d+: (?s:.*)lower its learning rate"
+        UserError,
+        match=r"training of 'bee' diverged at step 2 of \d+: (?s:.*)lower its learning rate \(1e\+06",
     ):
-        loop.run(reports.append, lambda loop: checkpoints.append(loop.step))
-    assert 1 <= len(checkpoints) < loop.steps and [report.step for report in reports] == checkpoints
+        loop.run(reports.append, ignore)
+    assert [report.step for report in reports] == [1]
     assert all(math.isfinite(loss) for report in loop.history for loss in report.losses.values())
 
 
-def test_weights_that_are_no_numbers_are_never_written(tiny_model_dir):
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_the_last_checkpoint_is_of_weights_before_they_diverged(tiny_model_dir, tmp_path, zero_stage):
+    _, loop = wild_loop(tiny_model_dir(), zero_stage, good_steps=2)
+    with pytest.raises(
+        UserError, match=r"'bee' diverged at step 3 of \d+: its largest weight has grown from .* to 1e\+06"
+    ):
+        loop.run(ignore, lambda loop: loop.save(tmp_path / f"step{loop.step}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step1", "step2"]
+    good = tiny.expert_loop(
+        tiny.make_mixture(tiny_model_dir(), ["ant", "bee"]), replace(SETTINGS, zero_stage=zero_stage)
+    )
+    good.load(tmp_path / "step2")
+    assert good.step == 2
+    losses = [report.losses for report in good.run(ignore, ignore)]
+    assert losses[-1]["ant"] < losses[0]["ant"] and losses[3]["bee"] < 1.5 * losses[0]["bee"]
+
+
+def test_a_router_that_diverges_without_a_bad_loss_is_not_written(tiny_model_dir):
+    model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
+    loop = tiny.router_loop(model, SETTINGS)
+    rates = (1e6,) * loop.learners[0].schedule.steps
+    loop.learners[0] = replace(loop.learners[0], schedule=replace(loop.learners[0].schedule, learning_rates=rates))
+    with pytest.raises(
+        UserError, match=r"training of 'router' diverged at step \d+ of \d+: its largest weight has grown"
+    ):
+        loop.run(ignore, lambda loop: pytest.fail("a checkpoint of it was written"))
+
+
+def test_weights_that_are_no_numbers_are_never_written(tiny_model_dir, tmp_path):
     model, loop = wild_loop(tiny_model_dir())
     with torch.no_grad():
         model.expert_parameters(1)[0].fill_(math.nan)
+        model.router_parameters()[0].fill_(math.inf)
     with pytest.raises(UserError, match=r"training of 'bee' diverged at step 1 of \d+: its weights are no numbers"):
         loop.check_weights()
+    with pytest.raises(UserError, match=r"lora_A.weight holds values that are no finite numbers"):
+        save_expert(model, 1, tmp_path)
+    with pytest.raises(UserError, match=r"theta.0.weight holds values that are no finite numbers"):
+        save_router(model, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_base_with_dropout_computes_the_same_with_gradient_checkpointing(tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_state_that_is_not_all_there_is_named(tiny_model_dir, tmp_path, zero_stage):
+    settings = replace(SETTINGS, zero_stage=zero_stage)
+    loop = tiny.expert_loop(tiny.make_mixture(tiny_model_dir(), ["ant"]), settings)
+    loop.save(tmp_path / "whole")
+
+    def refusal(folder, domains=("ant",)):
+        other = tiny.expert_loop(tiny.make_mixture(tiny_model_dir(), list(domains)), settings)
+        with pytest.raises(UserError, match="this training state cannot be continued") as raised:
+            other.load(folder)
+        return str(raised.value)
+
+    assert "it holds no state" in refusal(tmp_path / "nowhere")
+    if zero_stage == 0:
+        assert "lora_A_1 is missing" in refusal(tmp_path / "whole", ("ant", "bee"))
+    else:
+        next((tmp_path / "whole").rglob("*optim_states.pt")).unlink()
+        assert "the optimizer's state of 0 of 1 workers" in refusal(tmp_path / "whole")
+    states = next((tmp_path / "whole").rglob("*model_states.pt"))
+    states.write_bytes(states.read_bytes()[:1000])
+    refusal(tmp_path / "whole")
+
+
+def test_nothing_of_the_base_changes(tiny_model_dir):
+    model = tiny.make_mixture(tiny_model_dir(), ["ant"])
+    before = {name: value.clone() for name, value in model.base.state_dict().items() if "lora" not in name}
+    tiny.expert_loop(model, replace(SETTINGS, gradient_checkpointing=True)).run(ignore, ignore)
+    after = model.base.state_dict()
+    assert len(before) > 20 and all(torch.equal(after[name], value) for name, value in before.items())
+    assert not any(module.training for module in model.base.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def opt(folder):
+    """A base whose layers drop activations themselves, by their own training mode, and now and then a whole layer."""
+    from transformers import AutoModelForCausalLM, OPTConfig
+
+    sizes = {"vocab_size": 320, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 96, "num_hidden_layers": 2}
+    config = OPTConfig(**sizes, num_attention_heads=2, max_position_embeddings=128, dropout=0.5, layerdrop=0.5)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def llama(folder, base):
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir(), attention_dropout=0.5)
-    base.save_pretrained(tmp_path)
-    histories = []
+    AutoModelForCausalLM.from_pretrained(base, attention_dropout=0.5).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_a_base_with_dropout_computes_the_same_with_gradient_checkpointing(tiny_model_dir, tmp_path, family):
+    llama(tmp_path, tiny_model_dir()) if family == "llama" else opt(tmp_path)
+    histories, trained = [], []
     for checkpointing in (False, True):
         model = tiny.make_mixture(tmp_path, ["ant"])
         loop = tiny.expert_loop(model, replace(SETTINGS, gradient_checkpointing=checkpointing))
         histories.append([report.losses["ant"] for report in loop.run(ignore, ignore)])
+        trained.append(tiny.weights(model))
     assert histories[1] == pytest.approx(histories[0], abs=1e-5)
+    assert_same(trained[1], trained[0])

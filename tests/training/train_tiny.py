@@ -13,7 +13,8 @@ from selfmoe_ray.mixture.gate import Gate
 from selfmoe_ray.mixture.model import MixtureModel, attach
 from selfmoe_ray.mixture.spec import MixtureSpec
 from selfmoe_ray.training.dataset import IGNORED, TokenizedRow
-from selfmoe_ray.training.loop import Learner, LoopSettings, TrainingLoop, domain_gate, import_deepspeed
+from selfmoe_ray.training.deepspeed_engine import import_deepspeed
+from selfmoe_ray.training.loop import Learner, LoopSettings, TrainingLoop, domain_gate
 from selfmoe_ray.training.schedule import make_schedule
 
 ROWS = {"ant": 11, "bee": 5, "cat": 2}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.gate import is_reserved
-from selfmoe_ray.mixture.mixse_dir import MixseDir, Shapes, parse_section, read_header
+from selfmoe_ray.mixture.mixse_dir import MixseDir, parse_section
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
@@ -49,10 +49,7 @@ class MixseCheckpoint:
         for name in self.spec.experts:
             if is_reserved(name):
                 raise UserError(f"{self.mixse.folder}: no expert can be called {name!r}; requests name a gate so")
-        linears = {name.removesuffix(".weight"): shape for name, shape in _base_shapes(self.base).items()}
-        for adapter in self.mixse.adapters:
-            adapter.check(linears)
-        self.mixse.check_router(num_layers, hidden_size)
+        self.mixse.check(self.base, num_layers, hidden_size)
 
     def places(self) -> set[Place]:
         """Where any expert has weights."""
@@ -80,8 +77,3 @@ def read_mixse(hf_config: Any, folder: str) -> MixseDir:
     if not Path(folder).is_dir() or section is None:
         raise UserError(f"{folder}: no `mixse` directory; give the one of a finished run")
     return MixseDir(Path(folder), parse_section(section, Path(folder)))
-
-
-def _base_shapes(base: Path) -> Shapes:
-    """Shapes by name; empty for a base that is not in safetensors."""
-    return {name: shape for path in base.glob("*.safetensors") for name, shape in read_header(path)[1].items()}

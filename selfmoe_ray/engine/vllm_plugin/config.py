@@ -39,6 +39,7 @@ def verify(vllm_config: Any) -> None:
     Leaves the base's directory in `hf_config.mixse_base`; a value given there before (by vLLM's
     --hf-overrides) says where the base is now. Raises UserError.
     """
+    from selfmoe_ray.base_model import check_tensors
     from selfmoe_ray.engine.vllm_plugin.checkpoint import MixseCheckpoint, read_mixse
     from selfmoe_ray.mixture.checkpoint import resolve_base
 
@@ -47,6 +48,7 @@ def verify(vllm_config: Any) -> None:
         raise UserError(reason)
     mixse = read_mixse(model.hf_config, model.model)
     base = resolve_base(mixse.spec, getattr(model.hf_config, "mixse_base", None), model.trust_remote_code)
+    check_tensors(base.path, model.trust_remote_code)
     model.hf_config.mixse_base = str(base.path)
     text = model.hf_text_config
     MixseCheckpoint(mixse, Path(base.path)).check(text.num_hidden_layers, text.hidden_size)

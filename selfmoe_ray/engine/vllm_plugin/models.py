@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+from selfmoe_ray.base_model.weights import check_numbers
 from selfmoe_ray.engine import patches
 from selfmoe_ray.engine.kernels.mixture import cpu_kernels
 from selfmoe_ray.engine.vllm_plugin import requests
@@ -55,8 +56,7 @@ def _mixse_class(name: str, base: Any) -> type[nn.Module]:
             requests.install_in_worker(vllm_config)
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-            base_weights = ((name, weight) for name, weight in weights if not name.startswith("theta."))
-            return super().load_weights(base_weights) | self.mixture.load()
+            return super().load_weights(self.mixture.of_base(weights)) | self.mixture.load()
 
         def get_model_state_cls(self) -> type:
             from selfmoe_ray.engine.vllm_plugin.model_state import MixseModelState
@@ -125,6 +125,13 @@ class VllmMixture:
         theta = torch.zeros(len(self.spec.experts), hidden, dtype=torch.float32) if shared is None else shared
         self.thetas[layer] = theta
         return theta
+
+    def of_base(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The base's of all weights that vLLM reads. Raises UserError where one holds no finite numbers."""
+        for name, weight in weights:
+            if not name.startswith("theta."):
+                check_numbers([(name, weight)], f"base_model: {self.checkpoint.base}")
+                yield name, weight
 
     def load(self) -> set[str]:
         """Read all experts and the router; the names of the parameters that are ours."""

@@ -66,6 +66,27 @@ def _other_base(folder: Path) -> str:
     return "0123456789abcdef"
 
 
+def _router_of_another_base(folder: Path) -> str:
+    path = folder / "router.safetensors"
+    save_file(load_file(path), path, metadata={"base_model": "other", "base_hash": "f" * 16})
+    return "router.safetensors: made for base model 'other'"
+
+
+def _other_alpha(folder: Path) -> str:
+    _edit(folder, alphas=[16.0, 16.0, 16.0])
+    return "the mixture's config.json has 8 and 16 for 'coding'"
+
+
+def _half_a_fused_weight(folder: Path) -> str:
+    """vLLM itself takes qkv_proj for loaded as soon as it has one of its parts."""
+    base = shutil.copytree(json.loads((folder / "config.json").read_text())["mixse"]["base_model"], folder / "base")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.self_attn.k_proj.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    _edit(folder, base_model=str(base), base_hash="")
+    return "model.layers.1.self_attn.k_proj.weight is missing"
+
+
 def _newer_format(folder: Path) -> str:
     _edit(folder, format=2)
     return "mixse.format is 2, this version of selfmoe_ray reads up to 1"
@@ -84,6 +105,9 @@ def _reserved_name(folder: Path) -> str:
         _damaged_expert,
         _wrong_shape,
         _other_router,
+        _router_of_another_base,
+        _other_alpha,
+        _half_a_fused_weight,
         _base_gone,
         _other_base,
         _reserved_name,
