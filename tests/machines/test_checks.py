@@ -14,6 +14,7 @@ from selfmoe_ray.machines.checks import (
     Finding,
     Node,
     check_auth,
+    check_missing_gpu,
     check_nodes,
     check_packages,
     check_plugin,
@@ -61,6 +62,22 @@ def test_vllm_and_torch_have_to_fit(vllm: str | None, torch: str, wanted: str | 
 def test_what_is_installed_here_fits() -> None:
     assert {each.status for each in checks.diagnose_machine("runs") if each.check in ("python", "vllm")} == {"ok"}
     assert check_plugin(checks.has_plugin()).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "has_driver", "status", "remedy"),
+    [
+        (None, False, "ok", ""),
+        (None, True, "failed", "install the CUDA set"),
+        ("13.0", False, "warning", "make setup DEVICE=cpu"),
+        ("13.0", True, "failed", "built for CUDA 13.0, cannot use it"),
+    ],
+)
+def test_a_torch_and_a_machine_without_each_other_are_told(
+    cuda: str | None, has_driver: bool, status: str, remedy: str
+) -> None:
+    found = check_missing_gpu(cuda, has_driver)
+    assert found.status == status and remedy in found.remedy and "CPU cores" in found.found
 
 
 def test_shared_memory_below_what_ray_asks_for_is_a_warning(tmp_path: Path) -> None:

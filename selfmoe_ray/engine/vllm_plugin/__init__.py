@@ -19,7 +19,7 @@ def register() -> None:
     """Teach vLLM the Mixse architectures; may be called any number of times."""
     from vllm import ModelRegistry
 
-    from selfmoe_ray.engine import orphans
+    from selfmoe_ray.engine import orphans, threads
     from selfmoe_ray.engine.kernels import top_p
     from selfmoe_ray.engine.plan import FAST_TOP_P
     from selfmoe_ray.engine.shared_weights import loader
@@ -27,6 +27,7 @@ def register() -> None:
     from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX
 
     orphans.follow()
+    threads.follow_quota()
     bases = [name for name in ModelRegistry.get_supported_archs() if not name.startswith(ARCHITECTURE_PREFIX)]
     for base in bases:
         name = f"{ARCHITECTURE_PREFIX}{base}"
