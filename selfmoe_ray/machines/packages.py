@@ -10,8 +10,6 @@ from typing import Any
 import selfmoe_ray
 from selfmoe_ray.machines.limits import usable_cores
 
-# The minor version of vLLM whose inside the engine room was written for.
-TESTED_VLLM = "0.32"
 # Recorded by every run.
 RECORDED = ("torch", "transformers", "peft", "ray", "deepspeed", "vllm", "pyarrow")
 # vLLM's builds for CPUs are a package of another name.

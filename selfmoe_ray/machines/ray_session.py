@@ -39,6 +39,7 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     # A busy machine takes longer than the default 30 s to start Ray's own processes.
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
     # Workers do the work here: without this they stand back for Ray's own processes.
     os.environ.setdefault("RAY_worker_niceness", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)

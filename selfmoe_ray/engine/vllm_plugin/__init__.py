@@ -23,7 +23,7 @@ def register() -> None:
     from selfmoe_ray.engine.kernels import top_p
     from selfmoe_ray.engine.plan import FAST_TOP_P
     from selfmoe_ray.engine.shared_weights import loader
-    from selfmoe_ray.engine.vllm_plugin import compatibility, config, requests
+    from selfmoe_ray.engine.vllm_plugin import config, requests
     from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX
 
     orphans.follow()
@@ -34,7 +34,7 @@ def register() -> None:
         if name not in ModelRegistry.models:
             ModelRegistry.register_model(name, f"{__name__}.models:{name}")
     config.register(bases)
-    if compatibility.problem() is None:
+    if config.problem() is None:
         requests.install()
         if os.environ.get(FAST_TOP_P):
             top_p.install()
