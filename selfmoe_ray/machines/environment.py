@@ -112,7 +112,8 @@ def _short_folder(limit: int, path: str) -> str:
 def _proxied() -> Iterator[Mend]:
     """Requests to a server on this machine; who sets a proxy seldom thinks of them."""
     proxies = {name: value for name, value in urllib.request.getproxies_environment().items() if name != "no"}
-    unspared = [host for host in _LOCAL if not urllib.request.proxy_bypass_environment(host)]
+    spares = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
+    unspared = [host for host in _LOCAL if not spares(host)]
     if proxies and unspared:
         spared = [each for each in (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")).split(",") if each]
         value = ",".join([*spared, *unspared])
