@@ -30,6 +30,7 @@ from selfmoe_ray.config import RunConfig, parse_config
 from selfmoe_ray.domains.domain import builtin_names, load_domains
 from selfmoe_ray.engine.plan import EnginePlan, Pool, engine_kwargs, env_vars, plan_engines
 from selfmoe_ray.generation.domain_state import DomainState, Part
+from selfmoe_ray.machines.limits import usable_cores
 from selfmoe_ray.run.events import silent
 from selfmoe_ray.run.records import Instruction, Phase
 
@@ -99,7 +100,7 @@ def one_engine(config: RunConfig) -> EnginePlan:
     """One engine for all domains, on a GPU where there is one."""
     import torch
 
-    devices = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.is_available())}
+    devices = {"CPU": float(usable_cores()), "GPU": float(torch.cuda.is_available())}
     plan = plan_engines(config.resources.generation, config.domains, devices)
     return EnginePlan((Pool(tuple(config.domains), 1),), plan.gpus, plan.cpus, plan.tensor_parallel_size, "")
 

@@ -24,6 +24,7 @@ import psutil
 from selfmoe_ray.base_model import load_model, load_tokenizer, resolve
 from selfmoe_ray.config import MixtureConfig, OptimizerConfig
 from selfmoe_ray.domains.domain import builtin_names, load_domain
+from selfmoe_ray.machines.limits import usable_cores
 from selfmoe_ray.run.records import Example
 from selfmoe_ray.training.dataset import TokenizedRow, tokenize_all
 from selfmoe_ray.training.schedule import Schedule, make_schedule, micro_batches, step_rows
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -26,6 +26,8 @@ import torch
 
 from selfmoe_ray.base_model import load_model, resolve
 from selfmoe_ray.config import MixtureConfig
+from selfmoe_ray.engine.threads import BIND
+from selfmoe_ray.machines.limits import cores_to_pin, usable_cores
 from selfmoe_ray.mixture.checkpoint import read_spec, save_mixse
 from selfmoe_ray.mixture.model import attach
 from selfmoe_ray.mixture.spec import MixtureSpec
@@ -82,7 +84,8 @@ def prepare_environment() -> None:
     if torch.cuda.is_available():
         return
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
+    if cores := cores_to_pin():
+        os.environ.setdefault(BIND, ",".join(map(str, cores)))
     intel_openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
     if intel_openmp.exists():
         os.environ.setdefault("LD_PRELOAD", str(intel_openmp))
@@ -92,7 +95,7 @@ def device() -> str:
     """What the engines run on."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{len(os.sched_getaffinity(0))} CPU cores"
+    return f"{usable_cores()} CPU cores"
 
 
 def find_mixtures(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Path]]:

@@ -9,10 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from selfmoe_ray.machines.hardware import gpu_memory
+from selfmoe_ray.machines.packages import find_distribution
 from tests.tiny_models import save_tiny_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under the CUDA set without a GPU (`make test DEVICE=cuda`), all but what may start engines."""
+    vllm = find_distribution("vllm")
+    if vllm is None or vllm.name != "vllm" or gpu_memory() is not None:
+        return
+    needs_gpu = pytest.mark.skip(reason="the CUDA set's vLLM needs a GPU, and none is found here")
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "serving", "faults")):
+            item.add_marker(needs_gpu)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """Where they are kept: $SELFMOE_RAY_CACHE, else ~/.cache/selfmoe_ray."""
-    return Path(os.environ.get("SELFMOE_RAY_CACHE") or Path.home() / ".cache" / "selfmoe_ray")
+    """Where they are kept: $SELFMOE_RAY_CACHE, else selfmoe_ray below $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("SELFMOE_RAY_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfmoe_ray"
 
 
 def cached(key: str, make: Callable[[Path], None], is_intact: Callable[[Path], bool] = Path.exists) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from selfmoe_ray.commands.job import DONE, FAILED
+from selfmoe_ray.engine.vllm_plugin.compatibility import TESTED_VLLM
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.checks import Finding, diagnose_machine
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def diagnose(root: str) -> Iterator[Finding]:
     """The machine's findings, then the cluster's if RAY_ADDRESS names one."""
-    yield from diagnose_machine(root)
+    yield from diagnose_machine(root, list(TESTED_VLLM))
     if "RAY_ADDRESS" not in os.environ:
         yield Finding("cluster", "ok", "RAY_ADDRESS is not set: runs start a Ray of their own here")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.machines.environment import mend_environment
 
 DONE = 0
 FAILED = 1  # a fault of ours, or what a check found
@@ -31,6 +33,7 @@ def run_command(work: Callable[[], dict[str, Any]]) -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)
     status, result = FAILED, {"status": "failed"}
     try:
+        tell_mends()
         result = work()
         status = DONE
     except UserError as error:
@@ -53,6 +56,14 @@ def _end(status: int, result: dict[str, Any]) -> NoReturn:
     sys.stderr.flush()
     print(f"RESULT {json.dumps(result)}", flush=True)
     leave(status)
+
+
+@functools.cache
+def tell_mends() -> None:
+    """Mend this process's environment and say how, once. Raises UserError as `mend_environment` does."""
+    for mend in mend_environment():
+        if mend.remedy:
+            print(f"note: {mend.found} ({mend.remedy})", file=sys.stderr)
 
 
 def print_mistake(error: UserError) -> str:

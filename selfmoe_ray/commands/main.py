@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 from selfmoe_ray import __version__
+from selfmoe_ray.commands.job import REFUSED, print_mistake, tell_mends
+from selfmoe_ray.errors import UserError
 
 
 class Command(NamedTuple):
@@ -30,6 +32,11 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command that is named first and exit with its status; 2 where there is none of that name."""
     given = parser().parse_args(argv)
+    try:
+        tell_mends()
+    except UserError as error:
+        print_mistake(error)
+        sys.exit(REFUSED)
     # argparse, in the command, opens its usage with it.
     sys.argv[0] = f"selfmoe {given.command}"
     sys.exit(import_module(COMMANDS[given.command].module).main(argv=given.arguments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from selfmoe_ray.commands.job import DONE, REFUSED, leave, print_mistake
+from selfmoe_ray.commands.job import DONE, REFUSED, leave, print_mistake, tell_mends
 from selfmoe_ray.errors import UserError
 
 
@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     status = DONE
     try:
+        tell_mends()
         serve_run(**vars(arguments))
     except UserError as error:
         print_mistake(error)

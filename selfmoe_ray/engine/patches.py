@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from selfmoe_ray.engine.vllm_plugin.compatibility import TESTED_VLLM
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.machines.packages import TESTED_VLLM, installed_version
+from selfmoe_ray.machines.packages import installed_version
 
 logger = logging.getLogger(__name__)
+VLLM = " and ".join(TESTED_VLLM)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Patch:
 
 REQUEST_TAKEN = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
     "the same, then `engine.vllm_plugin.requests` reads the request's gate and routing level",
     "vLLM checks no `extra_args`, and its prefix cache knows no gates: unlike gates may not share cached keys",
@@ -52,7 +54,7 @@ REQUEST_TAKEN = Patch(
 )
 REQUEST_NOTED = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.v1.engine.output_processor:OutputProcessor.add_request",
     "the same, then a traced request is noted in `engine.routing_log`",
     "only here are a request's internal name and its response's id known together",
@@ -60,7 +62,7 @@ REQUEST_NOTED = Patch(
 )
 GATES_WRITTEN = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
     "the same, then the batch's gates are written to their buffers",
     "the V1 model runner tells a model nothing of its batch's requests; the V2 runner asks for a model state",
@@ -68,7 +70,7 @@ GATES_WRITTEN = Patch(
 )
 SEEDS_KEPT = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens",
     "the same, without the generators of rows whose token is thrown away",
     "after each part of a prompt the V1 runner samples a token, drops it and rewinds the row's generator, "
@@ -77,7 +79,7 @@ SEEDS_KEPT = Patch(
 )
 TOP_P = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p_pytorch",
     "`engine.kernels.top_p`, on a CPU",
     "vLLM sorts the vocabulary of every row at every step: 125 ms for 64 rows of 49,152 tokens, here 6 ms",
@@ -86,14 +88,14 @@ TOP_P = Patch(
 )
 CONFIG_HOOKS = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.model_executor.models.config:MODELS_CONFIG_MAP",
     "an entry for each Mixse architecture, which calls its base's own",
     "it is the one place where vLLM lets a model check its config before processes start and weights load",
 )
 EXPERTS_ATTACHED = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.model_executor.layers.linear:UnquantizedLinearMethod.apply",
     "each linear layer's `quant_method` is a `MixtureLinearMethod` around its own",
     "modules keep their names, so base weights load as ever, and a layer's shards are its experts' too",
@@ -101,7 +103,7 @@ EXPERTS_ATTACHED = Patch(
 )
 WEIGHTS_UNPACKED = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.model_executor.layers.linear:UnquantizedLinearMethod.process_weights_after_loading",
     "nothing, for the base's layers under load_format mixse_shared",
     "on a CPU vLLM packs each layer's weights into a private copy, which would end their sharing",
@@ -109,7 +111,7 @@ WEIGHTS_UNPACKED = Patch(
 )
 PRODUCT_UNPACKED = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.model_executor.layers.utils:cpu_unquantized_gemm",
     "it finds torch's product in a layer's `cpu_linear`",
     "the packing that is left out would have put another product there",
@@ -117,7 +119,7 @@ PRODUCT_UNPACKED = Patch(
 )
 CACHE_FETCHED = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.model_executor.model_loader.weight_cache.ipc_loader:IpcModelLoader._fetch_entries",
     "a subclass's, which asks for the mixture's base",
     "a daemon of `vllm preload` knows no plugin: it holds a base and no mixture",
@@ -125,7 +127,7 @@ CACHE_FETCHED = Patch(
 )
 CACHE_APPLIED = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.model_executor.model_loader.weight_cache.ipc_loader:IpcModelLoader._apply_entries",
     "a subclass's, which loads the experts after it",
     "the experts are private to an engine, and the daemon has none",
@@ -133,7 +135,7 @@ CACHE_APPLIED = Patch(
 )
 ANSWERS_NAMED = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.entrypoints.openai.models.serving:OpenAIServingModels.model_name",
     "the name that the request being answered asked for",
     "vLLM's answers carry the first name served, whichever of a mixture's names was asked for",
@@ -141,14 +143,14 @@ ANSWERS_NAMED = Patch(
 )
 HEALTH_ROUTES = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.entrypoints.serve.instrumentator.health:router",
     "/health alone is taken from it",
     "vLLM's own app serves many routes more, which nobody should reach from outside",
 )
 TOKENIZE_ROUTES = Patch(
     "vllm",
-    TESTED_VLLM,
+    VLLM,
     "vllm.entrypoints.serve.tokenize.api_router:router",
     "/tokenize and /detokenize alone are taken from it",
     "the same",
@@ -236,16 +238,7 @@ def checked(patch: Patch) -> Any:
 
     Raises UserError where it does not fit; None, with a warning, where the patch can be missed.
     """
-    problem, target = None, None
-    try:
-        owner, name = _place(patch)
-        target = getattr(owner, name)
-    except (ImportError, AttributeError) as error:
-        problem = str(error)
-    else:
-        there = inspect.signature(target).parameters if patch.parameters else ()
-        if missing := [name for name in patch.parameters if name not in there]:
-            problem = f"it has no parameter {', '.join(missing)}"
+    target, problem = _look(patch)
     if problem is None:
         return target
     installed = platform.python_version() if patch.library == "python" else installed_version(patch.library)
@@ -257,6 +250,26 @@ def checked(patch: Patch) -> Any:
         raise UserError(f"{message}; install {patch.library} {patch.version}")
     logger.warning("%s. Going on without it: %s.", message, patch.without)
     return None
+
+
+def require_fit(library: str) -> None:
+    """Check all changes of a library before the first is made. Raises UserError for one that does not fit and cannot
+    be missed."""
+    for patch in all_patches():
+        if patch.library == library and patch.without is None:
+            checked(patch)
+
+
+def _look(patch: Patch) -> tuple[Any, str | None]:
+    """The target, and why it does not fit."""
+    try:
+        owner, name = _place(patch)
+        target = getattr(owner, name)
+        there = inspect.signature(target).parameters if patch.parameters else ()
+    except (ImportError, AttributeError) as error:
+        return None, str(error)
+    missing = [name for name in patch.parameters if name not in there]
+    return target, f"it has no parameter {', '.join(missing)}" if missing else None
 
 
 def _place(patch: Patch) -> tuple[Any, str]:

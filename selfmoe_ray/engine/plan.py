@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from selfmoe_ray.config import GenerationConfig, GenerationResources
+from selfmoe_ray.engine.threads import BIND
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.machines.limits import cores_to_pin
 
 # Requests that an engine runs at once; more waits in its queue.
 _MAX_NUM_SEQS_CPU, _MAX_NUM_SEQS_GPU = 64, 256
@@ -146,9 +147,9 @@ def env_vars(plan: EnginePlan, resources: GenerationResources, is_single_node: b
         KV_CACHE_SPACE: str(_KV_CACHE_GIB_CPU),
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
-    if is_single_node and sum(pool.engines for pool in plan.pools) == 1:
+    if is_single_node and sum(pool.engines for pool in plan.pools) == 1 and (cores := cores_to_pin()):
         # Left alone, vLLM keeps a core back for its scheduler, half of a two-core machine.
-        settings["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        settings[BIND] = ",".join(map(str, cores))
     intel_openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
     if intel_openmp.exists():
         settings["LD_PRELOAD"] = str(intel_openmp)

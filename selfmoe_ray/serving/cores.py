@@ -12,10 +12,9 @@ from collections.abc import Iterable
 
 import psutil
 
+from selfmoe_ray.engine.threads import RESERVED
 from selfmoe_ray.machines.processes import command_line
 
-# Who sets it knows how many cores the processes that deliver tokens need; where it is not set they roam.
-RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 # The title that Ray gives to Serve's proxy, which is another child of this node's raylet.
 PROXY = "ray::ProxyActor"
 
@@ -23,7 +22,8 @@ PROXY = "ray::ProxyActor"
 def keep_off_computing_cores() -> set[int]:
     """Keep this server, what of its engine computes nothing, and the node's proxy off the workers' cores.
 
-    Returns the cores that are left to them: none where `RESERVED` is not set, where no worker is pinned, as on a GPU
+    Who sets `RESERVED` knows how many cores these need; where it is not set they roam. Returns the cores that are
+    left to them: none where it is not set, where no worker is pinned, as on a GPU
     or with VLLM_CPU_OMP_THREADS_BIND=nobind, or where the workers have all cores.
     """
     if not os.environ.get(RESERVED):

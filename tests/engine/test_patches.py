@@ -92,7 +92,8 @@ def test_a_change_for_a_block_ends_with_it() -> None:
 def test_every_change_fits_what_is_installed(patch: Patch) -> None:
     if patch.library != "python":
         pytest.importorskip(patch.library)
-        assert str(installed_version(patch.library)).startswith(f"{patch.version}.")
+        minor = ".".join(str(installed_version(patch.library)).split(".")[:2])
+        assert minor in patch.version.split(" and ")
     assert patches.checked(patch) is not None
 
 

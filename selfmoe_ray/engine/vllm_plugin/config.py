@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from pathlib import Path
 from typing import Any
 
 from selfmoe_ray.engine import patches
-from selfmoe_ray.engine.vllm_plugin import compatibility
+from selfmoe_ray.engine.vllm_plugin.compatibility import install, is_tested, tested
 from selfmoe_ray.errors import UserError
 from selfmoe_ray.mixture.mixse_dir import ARCHITECTURE_PREFIX
 
+logger = logging.getLogger(__name__)
+
 WORKER_EXTENSION = "selfmoe_ray.engine.vllm_plugin.recorder.MixseWorker"
+
+
+@functools.cache
+def problem() -> str | None:
+    """Why a mixture may not be served with this vLLM, or None.
+
+    A version that was not tested is told of, and used as long as every change of it fits.
+    """
+    import vllm
+
+    if is_tested(vllm.__version__):
+        return None
+    found = f"vLLM {vllm.__version__} is installed, but mixtures were tested with {tested()} only"
+    try:
+        patches.require_fit("vllm")
+    except UserError as error:
+        return f"{found}, and this one differs where it matters: {error.args[0].split(', but ')[-1]}\n  {install()}"
+    logger.warning("%s. All changes of it fit, so it is tried; if answers look wrong, %s.", found, install())
+    return None
 
 
 def register(bases: list[str]) -> None:
@@ -44,7 +67,7 @@ def verify(vllm_config: Any) -> None:
     from selfmoe_ray.mixture.checkpoint import resolve_base
 
     model = vllm_config.model_config
-    if reason := compatibility.problem() or _unsupported(vllm_config):
+    if reason := problem() or _unsupported(vllm_config):
         raise UserError(reason)
     mixse = read_mixse(model.hf_config, model.model)
     base = resolve_base(mixse.spec, getattr(model.hf_config, "mixse_base", None), model.trust_remote_code)

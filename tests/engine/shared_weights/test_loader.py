@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
 
 from selfmoe_ray.engine.shared_weights import LOAD_FORMAT
 from tests.engine.engines import engine
@@ -49,6 +50,8 @@ def mappings(path: Path) -> dict[int, set[str]]:
 
 
 def test_a_compiled_graph_of_merged_weights_is_not_taken_for_shared_ones(mixse_dir: Callable[..., Path]) -> None:
+    if not current_platform.device_type:
+        pytest.skip("this vLLM finds no device, without which it makes no config")
     folder = mixse_dir("llama")
     own, shared, again = (
         EngineArgs(str(folder), dtype="float32", max_model_len=128, load_format=load_format).create_engine_config()

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,33 @@ def test_what_cannot_be_served_is_refused_with_the_reason(
         engine_config(folder, pipeline_parallel_size=2)
     with pytest.raises(UserError, match="enable_lora"):
         engine_config(folder, enable_lora=True)
-    monkeypatch.setattr("vllm.__version__", "0.33.1")
-    with pytest.raises(UserError, match=r"vLLM 0\.33\.1 is installed, but .* 0\.32"):
-        engine_config(folder)
+
+
+@pytest.fixture
+def untested_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from selfmoe_ray.engine.vllm_plugin import config
+
+    monkeypatch.setattr("vllm.__version__", "0.34.1")
+    config.problem.cache_clear()
+    yield
+    config.problem.cache_clear()
+
+
+@pytest.mark.usefixtures("untested_vllm")
+def test_an_untested_version_is_tried_with_a_warning(
+    mixse_dir: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert engine_config(mixse_dir("llama")).model_config.hf_config.mixse_base
+    assert "vLLM 0.34.1 is installed, but mixtures were tested with 0.32.x and 0.31.x only" in caplog.text
+
+
+@pytest.mark.usefixtures("untested_vllm")
+def test_an_untested_version_that_differs_where_it_matters_is_refused_by_name(
+    mixse_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("vllm.v1.engine.output_processor.OutputProcessor.add_request")
+    with pytest.raises(UserError, match=r"vLLM 0\.34\.1 (?s:.*)OutputProcessor\.add_request .* does not fit"):
+        engine_config(mixse_dir("llama"))
 
 
 def test_a_moved_base_can_be_named(mixse_dir: Callable[..., Path], tiny_model_dir: Callable[..., Path]) -> None:
