@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CODE = """\
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 class OwnConfig(LlamaConfig):
@@ -32,8 +32,9 @@ def edit_json(path: Path, **values: Any) -> None:
 
 
 def edited(origin: Path, folder: Path, config: dict[str, Any] | None = None, **files: dict[str, Any]) -> Path:
-    """A copy of a base with values of config.json, and of other JSON files by their stem, set or removed."""
-    shutil.copytree(origin, folder, dirs_exist_ok=True)
+    """A base or its copy elsewhere, with values of config.json, and of other JSON files by stem, set or removed."""
+    if folder != origin:
+        shutil.copytree(origin, folder, dirs_exist_ok=True)
     for stem, values in {"config": config or {}, **files}.items():
         edit_json(folder / f"{stem}.json", **values)
     return folder

@@ -102,13 +102,6 @@ def _check_kind(base: BaseModel, config: Any) -> None:
     where = f"base_model: {Path(base.path) / 'config.json'}"
     kind = ", ".join(config.architectures or [config.model_type])
     text = config.get_text_config()
-    quantised = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
-    if quantised:
-        found = quantised if isinstance(quantised, dict) else quantised.to_dict()
-        raise UserError(
-            f"{where}: quantization_config has {found.get('quant_method', found)!r}; experts attach to plain linear "
-            "layers, so give the checkpoint in bfloat16 or float32 that it was quantised from"
-        )
     if config.is_encoder_decoder:
         raise UserError(f"{where}: is_encoder_decoder is true ({kind}); {_WHAT_FITS}")
     if text is not config:

@@ -81,10 +81,13 @@ def check_files(folder: Path) -> None:
     Reads headers alone. Raises UserError where a file or a tensor is missing or left over, where transformers and
     vLLM would read different files, and where tensors are quantised.
     """
-    if read_json(folder / "config.json").get("quantization_config"):
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    if quantised := config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config")):
+        method = quantised.get("quant_method", quantised) if isinstance(quantised, dict) else quantised
         raise UserError(
-            f"base_model: {folder / 'config.json'} has a quantization_config; experts attach to plain linear layers, "
-            "so give the checkpoint that is not quantised"
+            f"base_model: {folder / 'config.json'}: quantization_config has {method!r}; experts attach to plain linear "
+            "layers, so give the checkpoint in bfloat16 or float32 that it was quantised from"
         )
     files = weight_files(folder)
     taken = {file.name for file in files}

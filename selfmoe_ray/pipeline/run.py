@@ -16,7 +16,6 @@ from selfmoe_ray.generation.stage import domain_product
 from selfmoe_ray.machines.packages import provenance
 from selfmoe_ray.machines.ray_session import check_root, ray_session
 from selfmoe_ray.measure.stage import measure_product
-from selfmoe_ray.mixture.gate import check_names
 from selfmoe_ray.pipeline.dtypes import settle_dtypes
 from selfmoe_ray.pipeline.preflight import preflight, read_base
 from selfmoe_ray.pipeline.ray_prepare import plan_on_paper, prepare_cluster
@@ -49,6 +48,8 @@ class Context:
 
 def prepare(config: RunConfig, run_dir: RunDir, emit: Emit) -> Context:
     """Check all that the user gave, before any work. Raises UserError for the first that is wrong."""
+    from selfmoe_ray.mixture.gate import check_names
+
     domains = load_domains(config.domains)
     check_names([domain.name for domain in domains])
     for domain in domains:

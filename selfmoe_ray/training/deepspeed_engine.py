@@ -69,15 +69,17 @@ def load_state(engine: Any, folder: Path) -> dict[str, Any]:
 
     DeepSpeed itself goes on without the optimizer's state, or with untrained weights, where a file lacks them.
     """
-    try:
-        _, state = engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise _damaged(folder, str(error).strip().split("\n")[0]) from error
-    if not state:
+    if not (folder / CHECKPOINT_TAG).is_dir():
         raise _damaged(folder, "it holds no state")
     shares = len(list((folder / CHECKPOINT_TAG).glob("*optim_states.pt")))
     if engine.zero_optimization() and shares != engine.dp_world_size:
         raise _damaged(folder, f"it has the optimizer's state of {shares} of {engine.dp_world_size} workers")
+    try:
+        _, state = engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
+    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
+        raise _damaged(folder, str(error).strip().split("\n")[0]) from error
+    if not state:
+        raise _damaged(folder, "it holds no state")
     # States of earlier versions do not name what is trained.
     found = set(state.get(_TRAINED, _trained(engine)))
     if differ := sorted(found ^ set(_trained(engine))):

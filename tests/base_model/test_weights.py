@@ -103,7 +103,7 @@ def test_packed_and_scaled_tensors_are_named(folder: Path, dtype: torch.dtype, n
 
 def test_a_quantised_checkpoint_is_refused(folder: Path) -> None:
     configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "config.json has a quantization_config" in refusal(folder)
+    assert "config.json: quantization_config has 'gptq'" in refusal(folder)
 
 
 MISFITS: dict[str, tuple[Change, str]] = {

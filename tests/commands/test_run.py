@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.faulty_bases import edited
 
 ROOT = Path(__file__).parents[2]
 SCREEN = 24
@@ -65,11 +68,16 @@ def test_malformed_seeds_are_named_by_file_and_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and "seeds.jsonl:2: not valid JSON" in done.stderr
 
 
+def long_base(tiny_model_dir: Callable[..., Path], folder: Path) -> Path:
+    """A tiny base whose context has room for the built-in domains' prompts."""
+    return edited(tiny_model_dir("llama"), folder / "base", {"max_position_embeddings": 8192})
+
+
 def test_dry_run_says_what_would_be_done_and_does_nothing(  # type: ignore[no-untyped-def]
     tmp_path: Path, tiny_model_dir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"domains: [math]\nbase_model: {tiny_model_dir('llama')}")
+    config.write_text(f"domains: [math]\nbase_model: {long_base(tiny_model_dir, tmp_path)}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = job("--config", str(config), "--dry-run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -84,7 +92,7 @@ def test_dry_run_refuses_a_plan_that_does_not_fit(  # type: ignore[no-untyped-de
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"domains: [math]\nbase_model: {tiny_model_dir('llama')}\ntraining: {{max_length: 100000}}\n"
+        f"domains: [math]\nbase_model: {long_base(tiny_model_dir, tmp_path)}\ntraining: {{max_length: 100000}}\n"
         "resources: {training: {micro_batch_size: 100000}}"
     )
     done = job("--config", str(config), "--dry-run", folder=tmp_path)

@@ -79,9 +79,9 @@ def test_another_kind_of_model_is_refused_by_its_config(
     kind: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
     changes, message = KINDS[kind]
-    base = resolve(str(edited(tiny_model_dir("llama"), tmp_path, changes)))
+    folder = edited(tiny_model_dir("llama"), tmp_path, changes)
     with pytest.raises(UserError, match=message):
-        check_base(base)
+        check_base(resolve(str(folder)))
 
 
 def _no_eos(folder: Path) -> str:

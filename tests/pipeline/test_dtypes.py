@@ -24,7 +24,7 @@ def settle(
     config: RunConfig, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, fast: str
 ) -> tuple[RunConfig, list[Any]]:
     said: list[Any] = []
-    monkeypatch.setattr(dtypes, "fast_dtype", lambda: FastDtype(fast, "a test", False))  # type: ignore[arg-type]
+    monkeypatch.setattr(dtypes, "fast_dtype_of_engines", lambda: FastDtype(fast, "a test", False))  # type: ignore[arg-type]
     return settle_dtypes(config, run_dir, lambda kind, **fields: said.append(fields["message"])), said
 
 

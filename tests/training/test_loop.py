@@ -196,6 +196,11 @@ def test_the_last_checkpoint_is_of_weights_before_they_diverged(tiny_model_dir, 
 
 def test_a_router_that_diverges_without_a_bad_loss_is_not_written(tiny_model_dir):
     model = tiny.make_mixture(tiny_model_dir(), list(tiny.ROWS))
+    with torch.no_grad():
+        # Experts that do nothing give the router no gradient.
+        for expert in range(len(tiny.ROWS)):
+            for parameter in model.expert_parameters(expert):
+                parameter.normal_(std=0.02)
     loop = tiny.router_loop(model, SETTINGS)
     rates = (1e6,) * loop.learners[0].schedule.steps
     loop.learners[0] = replace(loop.learners[0], schedule=replace(loop.learners[0].schedule, learning_rates=rates))
@@ -233,7 +238,7 @@ def test_a_state_that_is_not_all_there_is_named(tiny_model_dir, tmp_path, zero_s
 
     assert "it holds no state" in refusal(tmp_path / "nowhere")
     if zero_stage == 0:
-        assert "lora_A_1 is missing" in refusal(tmp_path / "whole", ("ant", "bee"))
+        assert "a different number of parameter groups" in refusal(tmp_path / "whole", ("ant", "bee"))
     else:
         next((tmp_path / "whole").rglob("*optim_states.pt")).unlink()
         assert "the optimizer's state of 0 of 1 workers" in refusal(tmp_path / "whole")
@@ -251,24 +256,10 @@ def test_nothing_of_the_base_changes(tiny_model_dir):
     assert not any(module.training for module in model.base.modules() if isinstance(module, torch.nn.Dropout))
 
 
-def opt(folder):
-    """A base whose layers drop activations themselves, by their own training mode, and now and then a whole layer."""
-    from transformers import AutoModelForCausalLM, OPTConfig
-
-    sizes = {"vocab_size": 320, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 96, "num_hidden_layers": 2}
-    config = OPTConfig(**sizes, num_attention_heads=2, max_position_embeddings=128, dropout=0.5, layerdrop=0.5)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-
-
-def llama(folder, base):
+def test_a_base_with_dropout_computes_the_same_with_gradient_checkpointing(tiny_model_dir, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(base, attention_dropout=0.5).save_pretrained(folder)
-
-
-@pytest.mark.parametrize("family", ["llama", "opt"])
-def test_a_base_with_dropout_computes_the_same_with_gradient_checkpointing(tiny_model_dir, tmp_path, family):
-    llama(tmp_path, tiny_model_dir()) if family == "llama" else opt(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir(), attention_dropout=0.5).save_pretrained(tmp_path)
     histories, trained = [], []
     for checkpointing in (False, True):
         model = tiny.make_mixture(tmp_path, ["ant"])
