@@ -40,6 +40,11 @@ def edited(origin: Path, folder: Path, config: dict[str, Any] | None = None, **f
     return folder
 
 
+def long_base(origin: Path, folder: Path) -> Path:
+    """A base whose context has room for the built-in domains' prompts."""
+    return edited(origin, folder, {"max_position_embeddings": 8192})
+
+
 def with_code(origin: Path, folder: Path) -> Path:
     """A base whose config, model and tokenizer are Python files of its own, of an architecture that vLLM has."""
     edited(

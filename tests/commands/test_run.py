@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faulty_bases import edited
+from tests.faulty_bases import long_base
 
 ROOT = Path(__file__).parents[2]
 SCREEN = 24
@@ -68,16 +67,11 @@ def test_malformed_seeds_are_named_by_file_and_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and "seeds.jsonl:2: not valid JSON" in done.stderr
 
 
-def long_base(tiny_model_dir: Callable[..., Path], folder: Path) -> Path:
-    """A tiny base whose context has room for the built-in domains' prompts."""
-    return edited(tiny_model_dir("llama"), folder / "base", {"max_position_embeddings": 8192})
-
-
 def test_dry_run_says_what_would_be_done_and_does_nothing(  # type: ignore[no-untyped-def]
     tmp_path: Path, tiny_model_dir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"domains: [math]\nbase_model: {long_base(tiny_model_dir, tmp_path)}")
+    config.write_text(f"domains: [math]\nbase_model: {long_base(tiny_model_dir(), tmp_path / 'base')}")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = job("--config", str(config), "--dry-run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -92,7 +86,8 @@ def test_dry_run_refuses_a_plan_that_does_not_fit(  # type: ignore[no-untyped-de
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"domains: [math]\nbase_model: {long_base(tiny_model_dir, tmp_path)}\ntraining: {{max_length: 100000}}\n"
+        f"domains: [math]\nbase_model: {long_base(tiny_model_dir(), tmp_path / 'base')}\n"
+        "training: {max_length: 100000}\n"
         "resources: {training: {micro_batch_size: 100000}}"
     )
     done = job("--config", str(config), "--dry-run", folder=tmp_path)

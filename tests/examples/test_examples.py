@@ -15,6 +15,7 @@ from selfmoe_ray.domains.domain import load_domains
 from selfmoe_ray.generation.filters import check_response, check_task
 from selfmoe_ray.pipeline.run import describe
 from selfmoe_ray.run.config_file import load_config
+from tests.faulty_bases import long_base
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -24,7 +25,7 @@ def test_the_domain_of_ones_own_can_run(
     tiny_model_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    changes = [f"base_model={tiny_model_dir()}", f"root={tmp_path}"]
+    changes = [f"base_model={long_base(tiny_model_dir(), tmp_path / 'base')}", f"root={tmp_path}"]
     config = load_config("examples/own_domain/run.yaml", changes)
     lines = describe(config).splitlines()
     assert "domain gardening: 8 seeds" in lines and "stage report: to do" in lines
