@@ -16,7 +16,6 @@ from selfmoe_ray.base_model.outline import Outline, read_outline
 from selfmoe_ray.errors import UserError, did_you_mean
 from selfmoe_ray.machines.hardware import FastDtype, fast_dtype
 from selfmoe_ray.machines.packages import installed_version
-from selfmoe_ray.mixture.checkpoint import check_attachable
 
 # The module of vLLM that names what it has models of, and its tables there.
 _REGISTRY = "model_executor/models/registry.py"
@@ -28,6 +27,8 @@ def check_base(base: BaseModel) -> Outline:
 
     Raises UserError that names the file and field, what was found, and what would be right.
     """
+    from selfmoe_ray.mixture.checkpoint import check_attachable
+
     outline = read_outline(base)
     check_attachable(outline)
     check_architecture(outline)
