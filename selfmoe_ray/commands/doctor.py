@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def diagnose(root: str) -> Iterator[Finding]:
     """The machine's findings, then the cluster's if RAY_ADDRESS names one."""
-    yield from diagnose_machine(root, list(TESTED_VLLM))
+    yield from diagnose_machine(root, TESTED_VLLM)
     if "RAY_ADDRESS" not in os.environ:
         yield Finding("cluster", "ok", "RAY_ADDRESS is not set: runs start a Ray of their own here")
         return
