@@ -23,7 +23,6 @@ from selfmoe_ray.errors import UserError
 from selfmoe_ray.machines.packages import installed_version
 
 logger = logging.getLogger(__name__)
-VLLM = " and ".join(TESTED_VLLM)
 
 
 @dataclass(frozen=True)
@@ -44,113 +43,87 @@ class Patch:
     without: str | None = None
 
 
-REQUEST_TAKEN = Patch(
-    "vllm",
-    VLLM,
+_of_vllm = functools.partial(Patch, "vllm", " and ".join(TESTED_VLLM))
+
+REQUEST_TAKEN = _of_vllm(
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
     "the same, then `engine.vllm_plugin.requests` reads the request's gate and routing level",
     "vLLM checks no `extra_args`, and its prefix cache knows no gates: unlike gates may not share cached keys",
     ("params",),
 )
-REQUEST_NOTED = Patch(
-    "vllm",
-    VLLM,
+REQUEST_NOTED = _of_vllm(
     "vllm.v1.engine.output_processor:OutputProcessor.add_request",
     "the same, then a traced request is noted in `engine.routing_log`",
     "only here are a request's internal name and its response's id known together",
     ("request",),
 )
-GATES_WRITTEN = Patch(
-    "vllm",
-    VLLM,
+GATES_WRITTEN = _of_vllm(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs",
     "the same, then the batch's gates are written to their buffers",
     "the V1 model runner tells a model nothing of its batch's requests; the V2 runner asks for a model state",
     ("scheduler_output", "num_scheduled_tokens"),
 )
-SEEDS_KEPT = Patch(
-    "vllm",
-    VLLM,
+SEEDS_KEPT = _of_vllm(
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens",
     "the same, without the generators of rows whose token is thrown away",
     "after each part of a prompt the V1 runner samples a token, drops it and rewinds the row's generator, "
     "which a CPU's cannot: such a request would end the engine",
     ("grammar_output",),
 )
-TOP_P = Patch(
-    "vllm",
-    VLLM,
+TOP_P = _of_vllm(
     "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p_pytorch",
     "`engine.kernels.top_p`, on a CPU",
     "vLLM sorts the vocabulary of every row at every step: 125 ms for 64 rows of 49,152 tokens, here 6 ms",
     ("logits", "k", "p", "allow_cpu_sync"),
     without="sampling with top-p takes longer",
 )
-CONFIG_HOOKS = Patch(
-    "vllm",
-    VLLM,
+CONFIG_HOOKS = _of_vllm(
     "vllm.model_executor.models.config:MODELS_CONFIG_MAP",
     "an entry for each Mixse architecture, which calls its base's own",
     "it is the one place where vLLM lets a model check its config before processes start and weights load",
 )
-EXPERTS_ATTACHED = Patch(
-    "vllm",
-    VLLM,
+EXPERTS_ATTACHED = _of_vllm(
     "vllm.model_executor.layers.linear:UnquantizedLinearMethod.apply",
     "each linear layer's `quant_method` is a `MixtureLinearMethod` around its own",
     "modules keep their names, so base weights load as ever, and a layer's shards are its experts' too",
     ("layer", "x", "bias"),
 )
-WEIGHTS_UNPACKED = Patch(
-    "vllm",
-    VLLM,
+WEIGHTS_UNPACKED = _of_vllm(
     "vllm.model_executor.layers.linear:UnquantizedLinearMethod.process_weights_after_loading",
     "nothing, for the base's layers under load_format mixse_shared",
     "on a CPU vLLM packs each layer's weights into a private copy, which would end their sharing",
     ("layer",),
 )
-PRODUCT_UNPACKED = Patch(
-    "vllm",
-    VLLM,
+PRODUCT_UNPACKED = _of_vllm(
     "vllm.model_executor.layers.utils:cpu_unquantized_gemm",
     "it finds torch's product in a layer's `cpu_linear`",
     "the packing that is left out would have put another product there",
     ("layer", "x", "weight", "bias"),
 )
-CACHE_FETCHED = Patch(
-    "vllm",
-    VLLM,
+CACHE_FETCHED = _of_vllm(
     "vllm.model_executor.model_loader.weight_cache.ipc_loader:IpcModelLoader._fetch_entries",
     "a subclass's, which asks for the mixture's base",
     "a daemon of `vllm preload` knows no plugin: it holds a base and no mixture",
     ("model_config",),
 )
-CACHE_APPLIED = Patch(
-    "vllm",
-    VLLM,
+CACHE_APPLIED = _of_vllm(
     "vllm.model_executor.model_loader.weight_cache.ipc_loader:IpcModelLoader._apply_entries",
     "a subclass's, which loads the experts after it",
     "the experts are private to an engine, and the daemon has none",
     ("model", "state", "device_index"),
 )
-ANSWERS_NAMED = Patch(
-    "vllm",
-    VLLM,
+ANSWERS_NAMED = _of_vllm(
     "vllm.entrypoints.openai.models.serving:OpenAIServingModels.model_name",
     "the name that the request being answered asked for",
     "vLLM's answers carry the first name served, whichever of a mixture's names was asked for",
     ("lora_request",),
 )
-HEALTH_ROUTES = Patch(
-    "vllm",
-    VLLM,
+HEALTH_ROUTES = _of_vllm(
     "vllm.entrypoints.serve.instrumentator.health:router",
     "/health alone is taken from it",
     "vLLM's own app serves many routes more, which nobody should reach from outside",
 )
-TOKENIZE_ROUTES = Patch(
-    "vllm",
-    VLLM,
+TOKENIZE_ROUTES = _of_vllm(
     "vllm.entrypoints.serve.tokenize.api_router:router",
     "/tokenize and /detokenize alone are taken from it",
     "the same",

@@ -123,7 +123,7 @@ def engine_kwargs(
             config.max_model_len, _MAX_NUM_BATCHED_TOKENS_GPU if plan.gpus else _MAX_NUM_BATCHED_TOKENS_CPU
         ),
         "disable_log_stats": True,
-        **({"trust_remote_code": True} if trust_remote_code else {}),
+        "trust_remote_code": trust_remote_code,
     }
     if not plan.gpus:
         settings |= {

@@ -48,9 +48,9 @@ def ray_session(verbose: bool = False) -> Iterator[None]:
         with nullcontext() if "RAY_ADDRESS" in os.environ else _local_cluster(mark):
             ray.init(
                 address=os.environ.get("RAY_ADDRESS", "local"),
-                # On a cluster of our own nobody looks at it.
                 # By itself Ray knows no affinity, and takes a quota below one core for none.
                 num_cpus=None if "RAY_ADDRESS" in os.environ else usable_cores(),
+                # On a cluster of our own nobody looks at it.
                 include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
                 log_to_driver=verbose,
                 logging_level="INFO" if verbose else "ERROR",

@@ -129,7 +129,7 @@ def check_names(experts: Sequence[str]) -> None:
             )
 
 
-def requested_gate(value: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:
+def read_gate(value: object, experts: Sequence[str], num_experts_per_tok: int) -> Gate:
     """The gate that a request asks for.
 
     A name: "router", "top<k>", "base", "uniform", "random" or an expert. Weights that are the same for every

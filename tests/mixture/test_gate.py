@@ -5,7 +5,7 @@ import torch
 
 from selfmoe_ray.config import RouterConfig
 from selfmoe_ray.errors import UserError
-from selfmoe_ray.mixture.gate import Gate, is_reserved, random_gates, requested_gate, top_k
+from selfmoe_ray.mixture.gate import Gate, is_reserved, random_gates, read_gate, top_k
 from selfmoe_ray.mixture.router import Router
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_random_gates_are_even_and_go_by_position_alone() -> None:
     [("router", "router", 2, 0), ("top3", "router", 3, 0), ("base", "off", 1, 0), ("coding", "expert", 1, 1)],
 )
 def test_a_name_stands_for_a_gate(name: str, kind: str, k: int, index: int) -> None:
-    gate = requested_gate(name, EXPERTS, num_experts_per_tok=2)
+    gate = read_gate(name, EXPERTS, num_experts_per_tok=2)
     assert (gate.kind, gate.k, gate.index) == (kind, k, index)
 
 
@@ -59,7 +59,7 @@ def test_names_of_gates_are_no_names_of_experts() -> None:
 
 
 def test_weights_are_the_same_for_every_token() -> None:
-    gate = requested_gate({"law": 0.3, "math": 1}, EXPERTS, num_experts_per_tok=2)
+    gate = read_gate({"law": 0.3, "math": 1}, EXPERTS, num_experts_per_tok=2)
     torch.testing.assert_close(gate.fixed(3, CPU), torch.tensor([[[1.0, 0.0, 0.3]]]))
 
 
@@ -74,7 +74,7 @@ def test_weights_are_the_same_for_every_token() -> None:
     ],
 )
 def test_the_router_among_some_experts(value: object, k: int, among: tuple[int, ...] | None) -> None:
-    gate = requested_gate({"router": value}, EXPERTS, num_experts_per_tok=2)
+    gate = read_gate({"router": value}, EXPERTS, num_experts_per_tok=2)
     assert (gate.kind, gate.k, gate.among) == ("router", k, among)
 
 
@@ -121,4 +121,4 @@ def test_the_router_among_some_experts_is_that_of_a_mixture_of_these() -> None:
 )
 def test_a_malformed_gate_is_refused_with_its_reason(value: object, message: str) -> None:
     with pytest.raises(UserError, match=f"mixse_gate.*{message}"):
-        requested_gate(value, EXPERTS, num_experts_per_tok=2)
+        read_gate(value, EXPERTS, num_experts_per_tok=2)

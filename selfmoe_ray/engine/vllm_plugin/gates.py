@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfmoe_ray.mixture.gate import ROUTER, Gate, random_gates, requested_gate
+from selfmoe_ray.mixture.gate import ROUTER, Gate, random_gates, read_gate
 from selfmoe_ray.mixture.spec import MixtureSpec
 
 # The weight of an expert that the router does not see; what a request weighs itself is not below zero.
@@ -31,8 +31,8 @@ class RowGate:
 
 
 def parse_gate(value: object, spec: MixtureSpec) -> RowGate:
-    """The gate that a request asks for. Raises UserError as `mixture.gate.requested_gate` does."""
-    return row_gate(requested_gate(value, spec.experts, spec.num_experts_per_tok), len(spec.experts))
+    """The gate that a request asks for. Raises UserError as `mixture.gate.read_gate` does."""
+    return row_gate(read_gate(value, spec.experts, spec.num_experts_per_tok), len(spec.experts))
 
 
 def row_gate(gate: Gate, n: int) -> RowGate:
