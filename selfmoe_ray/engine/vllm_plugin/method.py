@@ -48,8 +48,13 @@ class MixtureLinearMethod(LinearMethodBase):
         self.base.process_weights_after_loading(layer)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[tokens, in] -> [tokens, out], as the layer's own method plus the experts."""
-        return self.strategy.apply(layer, x, bias)
+        """[tokens, in] -> [tokens, out], as the layer's own method plus the experts.
+
+        vLLM's Transformers backend gives [1, tokens, in]; strategies see rows of tokens alone.
+        """
+        if x.dim() == 2:
+            return self.strategy.apply(layer, x, bias)
+        return self.strategy.apply(layer, x.flatten(0, -2), bias).unflatten(0, x.shape[:-1])
 
     def _choose(self, layer: nn.Module) -> Strategy:
         if self.state.kernels and self.state.is_eager:
